@@ -1,0 +1,90 @@
+"""`peira run`: progress on standard error, verdicts or JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from peira.cli.catalogue import claims_table
+from peira.engine.catalogue import paper
+from peira.engine.progress import Bars
+from peira.engine.report import write_report
+from peira.engine.session import Request, Result, finite, record, run_study
+
+
+def run_and_print(request: Request, as_json: bool) -> int:
+    """Run the study and print what it says; the exit status: 1 when a cell failed, 130 stopped."""
+    words = Console(stderr=True)
+    try:
+        with Bars(request.slug, words) as bars:
+            result = run_study(request, bars)
+    except KeyboardInterrupt:
+        words.print("stopped: finished cells are kept, and the same command continues")
+        return 130
+    page, _ = write_report([request.slug], result.folder / "report.html", result.folder)
+    if as_json:
+        print(json.dumps(as_data(result, str(page)), indent=1, allow_nan=False))
+    else:
+        print_result(result, str(page))
+    for outcome in result.failed:
+        words.print(
+            f"[red]failed[/] {escape(outcome.label)}: {escape(outcome.reason)}", soft_wrap=True
+        )
+    return 1 if result.failed else 0
+
+
+def as_data(result: Result, page: str) -> dict[str, Any]:
+    """The result as `run --json` gives it."""
+    card = paper(result.request.slug).card
+    kept = record(result)
+    claims = []
+    for claim, verdict in zip(card.claims, result.verdicts, strict=True):
+        claims.append(
+            {
+                "id": claim.id,
+                "statement": claim.statement,
+                "published": claim.published.model_dump(),
+                "verdict": verdict.verdict,
+                "effect": verdict.effect,
+                "ci": list(verdict.ci),
+                "n": verdict.n,
+                "unit": verdict.unit,
+                "threshold": verdict.threshold,
+                "note": verdict.note,
+            }
+        )
+    data: dict[str, Any] = finite(
+        {
+            "paper": result.request.slug,
+            "scale": result.request.scale,
+            "seeds": kept["seeds"],
+            "claims": claims,
+            "failed": kept["failed"],
+            "store": result.store,
+            "report": page,
+        }
+    )
+    return data
+
+
+def print_result(result: Result, page: str) -> None:
+    """The verdict table and where everything is."""
+    console = Console(highlight=False, soft_wrap=False)
+    kept = record(result)
+    card = paper(result.request.slug).card
+    console.print(f"[bold]{escape(card.title)}[/]")
+    console.print(claims_table(card, kept["verdicts"]))
+    for verdict in kept["verdicts"]:
+        if verdict["note"]:
+            console.print(f"[dim]{verdict['claim']}: {escape(verdict['note'])}[/]")
+    console.print(
+        f"{kept['cells']} cells x {kept['seeds']} seeds in {kept['seconds']:.0f} s "
+        f"({kept['cell_seconds']:.0f} s of computing)"
+    )
+    for name, place in (
+        ("figure", result.folder / "figure.png"), ("report", page), ("store", result.store)
+    ):  # fmt: skip
+        console.print(f"{name:7} {place}", soft_wrap=True)

@@ -1,0 +1,42 @@
+"""`peira use SLUG COMMAND`: the functions of a paper's `use.py` as commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+from typer.core import TyperGroup
+
+from peira.engine.catalogue import paper, papers
+from peira.engine.errors import PeiraError, StudyError
+
+
+def run_command(slug: str, arguments: Sequence[str]) -> None:
+    """Run one command of a paper on the person's own files."""
+    if slug in ("--help", "-h"):
+        print("Usage: peira use SLUG COMMAND ...\n\nPapers:")
+        for found in papers():
+            print(f"  {found.slug:24} {found.card.summary}")
+        return
+    commands(slug)(list(arguments) or ["--help"], prog_name=f"peira use {slug}")
+
+
+def commands(slug: str) -> TyperGroup:
+    """The click group with one command for each name in `use.__all__`."""
+    subject = paper(slug)
+    module = subject.module("use")
+    names = getattr(module, "__all__", None)
+    if not names:
+        raise StudyError(f"{subject.package}.use: `__all__` must name its commands")
+    group = typer.Typer(
+        help=subject.card.summary, add_completion=False, pretty_exceptions_enable=False
+    )
+    # With a callback even a single function stays a subcommand.
+    group.callback()(lambda: None)
+    for name in names:
+        group.command(name.replace("_", "-"))(getattr(module, name))
+    command = typer.main.get_command(group)
+    command.help = subject.card.summary
+    if not isinstance(command, TyperGroup):
+        raise PeiraError(f"{slug}: cannot mount its commands")
+    return command

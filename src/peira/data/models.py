@@ -1,0 +1,46 @@
+"""Fitted scikit-learn estimators on disk, without pickles of unknown origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peira.data.errors import DataError
+from peira.engine.files import atomic_path
+
+# Types outside these packages could run code of a stranger when loaded.
+TRUSTED = ("peira.", "sklearn.", "numpy.", "scipy.", "pandas.", "builtins.", "xgboost.")
+
+
+def save_model(path: str | Path, estimator: Any) -> None:
+    """Write a fitted estimator to `path` (skops format), atomically."""
+    import skops.io
+
+    with atomic_path(path) as temporary:
+        skops.io.dump(estimator, temporary)
+
+
+def load_model(path: str | Path) -> Any:
+    """Read an estimator written by `save_model`.
+
+    Raises `DataError` when the file is absent, is not such a model, or holds types from packages
+    that are neither Peira's nor the libraries it stands on.
+    """
+    import skops.io
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("no such file", path=path)
+    try:
+        unknown = skops.io.get_untrusted_types(file=path)
+        strangers = [name for name in unknown if not name.startswith(TRUSTED)]
+        if strangers:
+            raise DataError(f"holds types of unknown origin: {', '.join(strangers)}", path=path)
+        return skops.io.load(path, trusted=unknown)
+    except DataError:
+        raise
+    # A file that is no skops archive fails in many ways (zip, JSON, key and import errors).
+    except Exception as error:
+        raise DataError(
+            f"not a model saved by Peira ({type(error).__name__}: {error})", path=path
+        ) from error
