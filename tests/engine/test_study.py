@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-
 from tests.conftest import command, environment
 
 
@@ -52,7 +52,7 @@ def test_a_study_is_run_judged_drawn_and_stored(peira, home):
     # 0.7 - 0.5 with 400 throws and 5 seeds: standard error of the mean difference 0.015.
     assert abs(first["effect"] - 0.2) < 0.06
     assert first["published"]["value"] == 0.2
-    page = open(data["report"]).read()
+    page = Path(data["report"]).read_text()
     assert "data:image/png;base64," in page and "peira run tiny-coin --scale small" in page
     assert "<script" not in page and "http-equiv" not in page
     assert "10/10 cells" in finished.stderr

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from peira.engine.cards import Card
 from peira.engine.catalogue import Paper, papers
@@ -79,19 +80,27 @@ def details(paper: Paper) -> dict[str, Any]:
 
 def print_list(found: Sequence[Paper]) -> None:
     """One line each; a table on a terminal and in a file alike."""
-    table = Table("paper", "field", "what it does", "last verdicts", box=None, pad_edge=False)
-    table.columns[2].no_wrap, table.columns[2].overflow = True, "ellipsis"
-    table.columns[0].no_wrap = table.columns[3].no_wrap = True
-    for paper in found:
-        said = counts(paper.last())
-        state = " ".join(
-            f"[{COLOURS[name]}]{said[name]} {name}[/]" for name in SHOWN if said.get(name)
-        )
-        card = paper.card
-        table.add_row(card.slug, card.field, escape(card.summary), state or "[dim]not run[/]")
-    Console(width=None if Console().is_terminal else 160).print(table)
     if not found:
         raise PeiraError("no paper has all of these words")
+    rows = [
+        (paper.card.slug, paper.card.field, _state(paper), paper.card.summary) for paper in found
+    ]
+    table = Table(box=None, pad_edge=False)
+    for heading, column in zip(
+        ("paper", "field", "last verdicts"), zip(*rows, strict=True), strict=False
+    ):
+        # Rich would shrink every column alike; only the last one may lose its end.
+        table.add_column(heading, min_width=max(Text.from_markup(cell).cell_len for cell in column))
+    table.add_column("what it does", no_wrap=True, overflow="ellipsis")
+    for *short, words in rows:
+        table.add_row(*short, escape(words))
+    Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
+
+
+def _state(paper: Paper) -> str:
+    said = counts(paper.last())
+    named = [f"[{COLOURS[name]}]{said[name]} {name}[/]" for name in SHOWN if name in said]
+    return " ".join(named) or "[dim]not run[/]"
 
 
 def print_card(paper: Paper) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 from typer.core import TyperGroup
 
+from peira.cli.catalogue import sound
 from peira.engine.catalogue import paper, papers
 from peira.engine.errors import PeiraError, StudyError
 
@@ -15,7 +16,7 @@ def run_command(slug: str, arguments: Sequence[str]) -> None:
     """Run one command of a paper on the person's own files."""
     if slug in ("--help", "-h"):
         print("Usage: peira use SLUG COMMAND ...\n\nPapers:")
-        for found in papers():
+        for found in sound(papers()):
             print(f"  {found.slug:24} {found.card.summary}")
         return
     commands(slug)(list(arguments) or ["--help"], prog_name=f"peira use {slug}")

@@ -1,0 +1,164 @@
+"""Tables with every value checked, models without strangers' code, data sets found or explained."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from peira.data import (
+    DataError,
+    MissingData,
+    fingerprint,
+    load_model,
+    locate,
+    read_table,
+    save_model,
+    sources,
+)
+
+
+def test_a_table_with_kinds(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("id;value;name\n1;2.5;a\n2;;b c\n")
+    table = read_table(path, columns={"id": "int", "value": "float"})
+    assert table["id"].tolist() == [1, 2]
+    assert table["value"].iloc[0] == 2.5 and np.isnan(table["value"].iloc[1])
+    assert table["name"].tolist() == ["a", "b c"]
+
+
+def test_other_columns_keep_words_and_gain_numbers(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("a\tb\n1\tx\n3\t007\n")
+    table = read_table(path, rename={"a": "count"})
+    assert table["count"].tolist() == [1, 3] and table["b"].tolist() == ["x", "007"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id,value\n1,2\n2,x\n", "row 3, column 'value': wrong value; got 'x'; expected a number"),
+        ("id,value\n1.5,2\n", "row 2, column 'id': wrong value; got '1.5'; expected a whole"),
+        ("id,value\n,2\n", "row 2, column 'id'"),
+        ("id,valeu\n1,2\n", "no column 'value'; did you mean 'valeu'?"),
+        ("id,value\n", "no rows below the header"),
+    ],
+)
+def test_a_broken_table_says_where(tmp_path, text, said):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_table(path, columns={"id": "int", "value": "float"})
+    assert str(path) in str(caught.value) and said in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_files_that_are_no_tables(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_table(tmp_path / "none.csv")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    with pytest.raises(DataError, match="not a readable table"):
+        read_table(empty)
+
+
+def test_a_model_comes_back_with_its_predictions(tmp_path):
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3))
+    model = HistGradientBoostingRegressor(max_iter=5).fit(x, x[:, 0])
+    save_model(tmp_path / "m.skops", model)
+    assert np.array_equal(load_model(tmp_path / "m.skops").predict(x), model.predict(x))
+
+
+def test_a_model_of_unknown_origin_is_refused(tmp_path):
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(DataError, match="not a model saved by Peira"):
+        load_model(path)
+    with pytest.raises(DataError, match="no such file"):
+        load_model(tmp_path / "none")
+
+
+def test_data_is_found_where_the_person_says(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.txt").write_text("x")
+    monkeypatch.setenv("PEIRA_DATA", str(tmp_path))
+    assert locate("mine", "a.txt") == tmp_path / "mine/a.txt"
+    with pytest.raises(DataError, match="unknown data set 'mein'"):
+        locate("mein", "a.txt")
+
+
+def test_missing_data_is_one_line_with_both_remedies(monkeypatch, home):
+    monkeypatch.delenv("PEIRA_DATA", raising=False)
+    entry = {"base": "http://127.0.0.1:9/", "files": {"a.txt": {"sha256": "0" * 64}}}
+    monkeypatch.setattr(sources, "catalogue", lambda: {"toy": entry})
+    with pytest.raises(MissingData) as caught:
+        locate("toy", "a.txt")
+    text = str(caught.value)
+    assert "connect to the network, or set PEIRA_DATA" in text and "\n" not in text
+    assert "toy/a.txt" in text and "http://127.0.0.1:9/a.txt" in text
+
+
+def test_a_fetched_file_is_checked(monkeypatch, home, tmp_path):
+    import hashlib
+    import http.server
+    import threading
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / "a.txt").write_text("hello")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}/"
+    good = hashlib.sha256(b"hello").hexdigest()
+    monkeypatch.delenv("PEIRA_DATA", raising=False)
+    files = {"a.txt": {"sha256": good}, "b.txt": {"sha256": "0" * 64, "url": base + "a.txt"}}
+    monkeypatch.setattr(sources, "catalogue", lambda: {"toy": {"base": base, "files": files}})
+    try:
+        path = locate("toy", "a.txt")
+        assert path.read_text() == "hello" and home in path.parents
+        with pytest.raises(MissingData):
+            locate("toy", "b.txt")
+    finally:
+        server.shutdown()
+    assert locate("toy", "a.txt") == path
+
+
+def test_the_catalogue_of_sources_is_complete():
+    for dataset, entry in sources.catalogue().items():
+        assert entry["files"], dataset
+        for name, file in entry["files"].items():
+            assert len(file["sha256"]) == 64, name
+            assert (file.get("url") or entry["base"]).startswith("https://"), name
+
+
+def test_fingerprint_is_of_the_bytes(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    b.write_text("2")
+    assert fingerprint(a) != fingerprint(b) and len(fingerprint([a, b])) == 16
+    assert fingerprint([a, b]) != fingerprint([b, a])
+    before = fingerprint(a)
+    a.write_text("3")
+    assert fingerprint(a) != before
+
+
+def test_the_real_files_are_those_of_the_catalogue(real_data):
+    import hashlib
+
+    checked = 0
+    for dataset, entry in sources.catalogue().items():
+        for name, file in entry["files"].items():
+            path = real_data / dataset / name
+            if path.is_file():
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"], path
+                checked += 1
+    assert checked
