@@ -175,6 +175,19 @@ def test_neither_came():
     assert judged.verdict == "inconclusive" and "neither" in judged.note
 
 
+def test_censored_times_bound_a_ratio():
+    # a never came by 100, b at 50: the ratio is at least 2.
+    late = times([math.inf] * 3, [49, 50, 51], budget=100)
+    judged = v.at_least(late, "t", "a", "b", claim("at_least", 1.5))
+    assert judged.verdict == "supported" and "never came" in judged.note
+    assert v.at_least(late, "t", "a", "b", claim("at_least", 3.0)).verdict == "inconclusive"
+    # b never came: the ratio is at most 1/2.
+    assert v.at_least(late, "t", "b", "a", claim("at_least", 0.3)).verdict == "inconclusive"
+    assert v.at_least(late, "t", "b", "a", claim("at_least", 0.9)).verdict == "refuted"
+    with pytest.raises(StudyError, match="censored times"):
+        v.larger(late, "t", "a", "b", claim("larger"))
+
+
 def line(slope: float, noise: float, seeds: int = 5) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     x = np.tile(np.arange(1.0, 9.0), seeds)

@@ -43,11 +43,13 @@ def card_is_valid(paper: Paper, folder: Path) -> None:
 
 def public_names_import(paper: Paper, folder: Path) -> None:
     """The card's public names exist where a person imports them, and have docstrings."""
+    method = paper.module("method")
     room = import_module(paper.package.rsplit(".", 1)[0])
-    method = import_module(f"{paper.package}.method")
     for name in paper.card.public:
-        found = getattr(room, name, None) or getattr(method, name, None)
-        assert found is not None, f"{name} is not there; {nearest(name, dir(room))}"
+        found = getattr(method, name, None)
+        assert found is not None, f"method.py has no {name}; {nearest(name, dir(method))}"
+        elsewhere = getattr(room, name, found)
+        assert elsewhere is found, f"{name} of {room.__name__} is another paper's"
         if callable(found):
             assert inspect.getdoc(found), f"{name} has no docstring"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -24,3 +27,29 @@ def exports(
         return getattr(import_module(home[name]), name)
 
     return sorted(home), __getattr__, lambda: sorted(home)
+
+
+def room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a field: what its papers' cards name `public`.
+
+    A name comes from the `method` module of the paper that lists it. Cards are read when the
+    first name is asked for, so that importing a field costs nothing.
+    """
+
+    @cache
+    def home() -> dict[str, str]:
+        folders = [Path(place) for place in import_module(package).__path__]
+        cards = sorted(card for folder in folders for card in folder.glob("*/card.toml"))
+        return {
+            name: f"{package}.{card.parent.name}.method"
+            for card in cards
+            for name in tomllib.loads(card.read_text(encoding="utf-8"))["public"]
+        }
+
+    def __getattr__(name: str) -> Any:
+        # Python asks for dunders on every import; no paper has such a name.
+        if name.startswith("_") or name not in home():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(home()[name]), name)
+
+    return __getattr__, lambda: sorted(home())

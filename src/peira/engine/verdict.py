@@ -70,6 +70,7 @@ def larger(
     pair: Sequence[str] = ("seed",),
 ) -> Verdict:
     """`metric` of `a` exceeds that of `than` by more than the threshold (default 0), paired."""
+    _uncensored(table, metric, a, than)
     first, second = _paired(table, metric, a, than, pair)
     return _beyond(_check(claim, "larger", 0.0), first - second)
 
@@ -86,6 +87,7 @@ def smaller(
 
     The effect is `than` minus `a`: positive in the claimed direction.
     """
+    _uncensored(table, metric, a, than)
     first, second = _paired(table, metric, a, than, pair)
     return _beyond(_check(claim, "smaller", 0.0), second - first)
 
@@ -98,9 +100,21 @@ def at_least(
     claim: Claim,
     pair: Sequence[str] = ("seed",),
 ) -> Verdict:
-    """The ratio `a` / `than` of a positive metric exceeds the threshold (geometric mean)."""
+    """The ratio `a` / `than` of a positive metric exceeds the threshold (geometric mean).
+
+    Censored times bound the ratio: where `a` never came it is a lower bound, which cannot refute
+    the claim; where `than` never came it is an upper bound, which cannot support it.
+    """
     first, second = _paired(table, metric, a, than, pair)
-    return _ratio(_check(claim, "at_least"), first, second)
+    never_a, never_b = _paired_flags(table, metric, a, than, pair)
+    result = _ratio(_check(claim, "at_least"), first, second)
+    bound = (never_a.any() and result.verdict == "refuted") or (
+        never_b.any() and result.verdict == "supported"
+    )
+    if never_a.any() or never_b.any():
+        counts = f"{never_a.sum()} and {never_b.sum()} of {len(first)} never came: a bound"
+        result = replace(result, note="; ".join(part for part in (counts, result.note) if part))
+    return replace(result, verdict="inconclusive") if bound else result
 
 
 def above(table: pd.DataFrame, metric: str, a: Group, claim: Claim) -> Verdict:
@@ -359,6 +373,12 @@ def _paired_flags(
         return np.zeros(size, bool), np.zeros(size, bool)
     first, second = _paired(table, name, a, b, pair)
     return first.astype(bool), second.astype(bool)
+
+
+def _uncensored(table: pd.DataFrame, metric: str, *groups: Group) -> None:
+    name = f"{metric}_censored"
+    if name in table and any(select(table, group)[name].astype(bool).any() for group in groups):
+        raise StudyError(f"{metric!r} has censored times, whose mean is not known: use `sooner`")
 
 
 def _by_seed(

@@ -1,1 +1,5 @@
-"""Papers of the room `graphs`."""
+"""Papers of the room `graphs`; their public names are importable from here."""
+
+from peira.engine.lazy import room
+
+__getattr__, __dir__ = room(__name__)
