@@ -3,6 +3,7 @@ BIN := .venv/bin
 # Studies and tests run side by side; threads of the libraries would only get in their way.
 export OMP_NUM_THREADS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: run setup test test-all lint bench docs clean
 

@@ -120,11 +120,18 @@ def test_a_fetched_file_is_checked(monkeypatch, home, tmp_path):
     base = f"http://127.0.0.1:{server.server_port}/"
     good = hashlib.sha256(b"hello").hexdigest()
     monkeypatch.delenv("PEIRA_DATA", raising=False)
-    files = {"a.txt": {"sha256": good}, "b.txt": {"sha256": "0" * 64, "url": base + "a.txt"}}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/c.txt").write_text("hello")
+    files = {
+        "a.txt": {"sha256": good},
+        "sub/c.txt": {"sha256": good},
+        "b.txt": {"sha256": "0" * 64, "url": base + "a.txt"},
+    }
     monkeypatch.setattr(sources, "catalogue", lambda: {"toy": {"base": base, "files": files}})
     try:
         path = locate("toy", "a.txt")
         assert path.read_text() == "hello" and home in path.parents
+        assert locate("toy", "sub/c.txt").read_text() == "hello"
         with pytest.raises(MissingData):
             locate("toy", "b.txt")
     finally:

@@ -22,8 +22,8 @@ def test_a_good_card(tmp_path):
     card = read(tmp_path, GOOD)
     assert card.ids() == ["C1", "C2"]
     assert card.claim("C1").threshold == 0.1
-    assert str(card.claim("C1").published) == "0.2"
-    assert str(card.claim("C2").published) == "sooner"
+    assert card.claim("C1").published.shown("share") == "0.2 share"
+    assert card.claim("C2").published.shown("x") == "sooner"
 
 
 @pytest.mark.parametrize(

@@ -82,19 +82,15 @@ def print_list(found: Sequence[Paper]) -> None:
     """One line each; a table on a terminal and in a file alike."""
     if not found:
         raise PeiraError("no paper has all of these words")
-    rows = [
-        (paper.card.slug, paper.card.field, _state(paper), paper.card.summary) for paper in found
-    ]
-    table = Table(box=None, pad_edge=False)
-    for heading, column in zip(
-        ("paper", "field", "last verdicts"), zip(*rows, strict=True), strict=False
-    ):
-        # Rich would shrink every column alike; only the last one may lose its end.
-        table.add_column(heading, min_width=max(Text.from_markup(cell).cell_len for cell in column))
-    table.add_column("what it does", no_wrap=True, overflow="ellipsis")
-    for *short, words in rows:
-        table.add_row(*short, escape(words))
-    Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
+    rows = [("paper", "field", "last verdicts", "what it does")]
+    rows += [(p.card.slug, p.card.field, _state(p), escape(p.card.summary)) for p in found]
+    lines = [[Text.from_markup(cell) for cell in row] for row in rows]
+    widths = [max(cell.cell_len for cell in column) for column in zip(*lines, strict=True)]
+    console = Console(highlight=False, width=None if Console().is_terminal else 160)
+    for *short, words in lines:
+        for cell, width in zip(short, widths[:-1], strict=True):
+            cell.pad_right(width + 2 - cell.cell_len)
+        console.print(Text.assemble(*short, words), no_wrap=True, overflow="ellipsis")
 
 
 def _state(paper: Paper) -> str:
@@ -135,7 +131,7 @@ def claims_table(card: Card, verdicts: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             claim.id,
             escape(claim.statement),
-            escape(str(claim.published) + (f" {claim.unit}" if claim.published.value else "")),
+            escape(claim.published.shown(claim.unit)),
             effect(verdict) if verdict else "",
             str(verdict["n"]) if verdict else "",
             f"[{COLOURS[verdict['verdict']]}]{verdict['verdict']}[/]" if verdict else "not run",

@@ -8,8 +8,9 @@ from typing import Any
 from peira.data.errors import DataError
 from peira.engine.files import atomic_path
 
-# Types outside these packages could run code of a stranger when loaded.
-TRUSTED = ("peira.", "sklearn.", "numpy.", "scipy.", "pandas.", "builtins.", "xgboost.")
+# Beyond what skops trusts itself; a type from anywhere else could run a stranger's code.
+TRUSTED = ("peira.", "sklearn._loss.", "sklearn.ensemble.", "sklearn.tree.", "xgboost.sklearn.")
+TRUSTED_NAMES = ("xgboost.core.Booster", "builtins.bytearray")
 
 
 def save_model(path: str | Path, estimator: Any) -> None:
@@ -33,7 +34,9 @@ def load_model(path: str | Path) -> Any:
         raise DataError("no such file", path=path)
     try:
         unknown = skops.io.get_untrusted_types(file=path)
-        strangers = [name for name in unknown if not name.startswith(TRUSTED)]
+        strangers = [
+            name for name in unknown if not name.startswith(TRUSTED) and name not in TRUSTED_NAMES
+        ]
         if strangers:
             raise DataError(f"holds types of unknown origin: {', '.join(strangers)}", path=path)
         return skops.io.load(path, trusted=unknown)

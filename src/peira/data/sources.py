@@ -50,7 +50,7 @@ def _fetch(dataset: str, filename: str, entry: dict[str, Any]) -> Path:
     import pooch
 
     file = entry["files"][filename]
-    target = home() / "data" / dataset
+    target = home() / "data" / dataset / filename
     url = file.get("url") or entry["base"] + filename
     pooch.get_logger().setLevel("ERROR")
     try:
@@ -58,8 +58,8 @@ def _fetch(dataset: str, filename: str, entry: dict[str, Any]) -> Path:
             pooch.retrieve(
                 url,
                 known_hash=f"sha256:{file['sha256']}",
-                path=target,
-                fname=filename,
+                path=target.parent,
+                fname=target.name,
                 downloader=pooch.HTTPDownloader(timeout=10),
             )
         )

@@ -41,9 +41,10 @@ class Published(_Strict):
     text: str = ""
     where: Text
 
-    def __str__(self) -> str:
-        number = "" if self.value is None else f"{self.value:g}"
-        return " ".join(part for part in (number, self.text) if part) or "no number"
+    def shown(self, unit: str = "") -> str:
+        """The number with its unit, then the words."""
+        number = "" if self.value is None else f"{self.value:g} {unit}".strip()
+        return "; ".join(part for part in (number, self.text) if part) or "no number"
 
 
 class Test(_Strict):

@@ -1,0 +1,1 @@
+"""Cells, runs, verdicts, store, execution, report, catalogue: knows no paper."""
