@@ -123,17 +123,21 @@ def print_card(paper: Paper) -> None:
 
 
 def claims_table(card: Card, verdicts: Sequence[Mapping[str, Any]]) -> Table:
-    """Claims beside the published numbers and what was measured."""
+    """Claims with the published numbers, beside what was measured."""
     measured = {verdict["claim"]: verdict for verdict in verdicts}
-    table = Table("", "claim", "published", "measured [95% CI]", "n", "verdict", padding=(0, 1))
+    table = Table("", "claim", "measured [95% CI]", "verdict", padding=(0, 1), show_lines=True)
+    table.columns[1].ratio = 1
+    table.columns[2].max_width = 26
     for claim in card.claims:
         verdict = measured.get(claim.id)
+        words = escape(claim.statement)
+        words += f"\n[dim]published: {escape(claim.published.shown(claim.unit))}[/]"
+        if verdict and verdict["note"]:
+            words += f"\n[dim]measured: {escape(verdict['note'])}[/]"
         table.add_row(
             claim.id,
-            escape(claim.statement),
-            escape(claim.published.shown(claim.unit)),
-            effect(verdict) if verdict else "",
-            str(verdict["n"]) if verdict else "",
+            words,
+            f"{escape(effect(verdict))}\n[dim]n = {verdict['n']}[/]" if verdict else "",
             f"[{COLOURS[verdict['verdict']]}]{verdict['verdict']}[/]" if verdict else "not run",
         )
     return table

@@ -77,9 +77,6 @@ def print_result(result: Result, page: str) -> None:
     card = paper(result.request.slug).card
     console.print(f"[bold]{escape(card.title)}[/]")
     console.print(claims_table(card, kept["verdicts"]))
-    for verdict in kept["verdicts"]:
-        if verdict["note"]:
-            console.print(f"[dim]{verdict['claim']}: {escape(verdict['note'])}[/]")
     console.print(
         f"{kept['cells']} cells x {kept['seeds']} seeds in {kept['seconds']:.0f} s "
         f"({kept['cell_seconds']:.0f} s of computing)"

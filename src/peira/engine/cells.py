@@ -96,6 +96,10 @@ class Study(Generic[C]):
         """Data set -> fingerprint of the files that `cell` reads; part of the cell's identity."""
         return {}
 
+    def deterministic(self, cell: C) -> bool:
+        """Whether `cell` gives the same numbers for every seed, so that one is enough."""
+        return False
+
     def measure(self, cell: C, run: Run) -> Measurement:
         """Train, simulate or solve one cell for one seed; metric name -> value."""
         raise NotImplementedError

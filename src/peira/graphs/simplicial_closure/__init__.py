@@ -1,0 +1,1 @@
+"""Simplicial closure and higher-order link prediction (Benson et al., PNAS 2018)."""
