@@ -1,0 +1,1 @@
+"""Commuter networks from urban indicators: who commutes where, how many, and why."""
