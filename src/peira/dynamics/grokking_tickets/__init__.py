@@ -1,0 +1,1 @@
+"""Grokking tickets: subnetworks that generalise many times sooner (Minegishi et al. 2023)."""
