@@ -1,0 +1,1 @@
+"""Graphex mean field games: equilibria of large populations on sparse power-law networks."""
