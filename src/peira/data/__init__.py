@@ -7,6 +7,16 @@ __all__, __getattr__, __dir__ = exports(
     {
         "errors": ["DataError", "MissingData"],
         "hypergraph": ["TemporalHypergraph"],
+        "modular": ["Split", "modular_table", "split_table"],
+        "planetoid": ["AttributedGraph", "read_gnn_npz", "read_planetoid"],
+        "temporal": [
+            "TemporalEdges",
+            "read_edge_table",
+            "read_jodie",
+            "read_processed",
+            "read_snap",
+            "read_temporal",
+        ],
         "models": ["load_model", "save_model"],
         "sources": ["fingerprint", "locate"],
         "tables": ["read_table"],

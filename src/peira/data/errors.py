@@ -44,6 +44,3 @@ class DataError(PeiraError, ValueError):
 
 class MissingData(PeiraError, FileNotFoundError):
     """A data set that is neither at hand nor could be fetched; the message names both remedies."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tomllib
@@ -13,7 +14,9 @@ from typing import Any
 
 from peira.data.errors import DataError, MissingData
 from peira.engine.errors import nearest
-from peira.engine.files import home
+from peira.engine.files import cannot_write, home
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 
 
 @cache
@@ -31,6 +34,7 @@ def locate(dataset: str, filename: str) -> Path:
 
     Raises:
         MissingData: not at hand and not to be fetched; says both remedies.
+        DiskError: fetched, but it cannot be kept.
         DataError: `dataset` or `filename` is not in the catalogue and not in `PEIRA_DATA`.
     """
     folder = os.environ.get("PEIRA_DATA")
@@ -52,22 +56,34 @@ def _fetch(dataset: str, filename: str, entry: dict[str, Any]) -> Path:
     file = entry["files"][filename]
     target = home() / "data" / dataset / filename
     url = file.get("url") or entry["base"] + filename
-    pooch.get_logger().setLevel("ERROR")
-    try:
-        return Path(
-            pooch.retrieve(
-                url,
-                known_hash=f"sha256:{file['sha256']}",
-                path=target.parent,
-                fname=target.name,
-                downloader=pooch.HTTPDownloader(timeout=10),
-            )
+    if "sha256" not in file:
+        raise MissingData(
+            f"{dataset}/{filename} is not at hand, and what {url} gives cannot be checked: fetch "
+            f"it yourself and set PEIRA_DATA to a folder that holds {dataset}/{filename}"
         )
-    # pooch passes on whatever its transport raised, ValueError included (wrong checksum).
+    pooch.get_logger().setLevel("ERROR")
+    packed = url.endswith(".gz") and target.suffix != ".gz"
+    try:
+        path = pooch.retrieve(
+            url,
+            known_hash=None if packed else f"sha256:{file['sha256']}",
+            path=target.parent,
+            fname=target.name + ".gz" * packed,
+            downloader=pooch.HTTPDownloader(timeout=10),
+            processor=pooch.Decompress(method="gzip", name=target.name) if packed else None,
+        )
+        if packed and pooch.file_hash(path) != file["sha256"]:
+            Path(path).unlink()
+            raise ValueError("checksum of the unpacked file")
+        return Path(path)
+    # pooch passes on whatever its transport raised, and a ValueError for a wrong checksum.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            raise cannot_write(target, error) from error
+        why = "wrong checksum" if isinstance(error, ValueError) else type(error).__name__
         raise MissingData(
             f"{dataset}/{filename} is not at hand and could not be fetched from {url} "
-            f"({type(error).__name__}): connect to the network, or set PEIRA_DATA to a folder "
+            f"({why}): connect to the network, or set PEIRA_DATA to a folder "
             f"that holds {dataset}/{filename}"
         ) from error
 

@@ -1,0 +1,1 @@
+"""NAT: link prediction on streams of timed edges with hashed neighbourhood dictionaries."""
