@@ -47,10 +47,18 @@ def measured(*benchmarks: tuple[str, float]) -> dict:
 
 def test_ratio_is_peer_over_peira(table):
     rows, alone = table.compare(
-        measured(("b.py::test_walks_peira", 0.002), ("b.py::test_walks_networkx", 0.05))
+        measured(
+            ("benchmarks/test_my_paper.py::test_walks_peira", 0.002),
+            ("benchmarks/test_my_paper.py::test_walks_networkx", 0.05),
+        )
     )
     (row,) = rows
-    assert (row.topic, row.peer, row.ours, row.theirs) == ("walks", "networkx", 0.002, 0.05)
+    assert (row.topic, row.peer, row.ours, row.theirs) == (
+        "my-paper: walks",
+        "networkx",
+        0.002,
+        0.05,
+    )
     assert row.ratio == pytest.approx(25.0)
     assert alone == []
 
@@ -58,17 +66,17 @@ def test_ratio_is_peer_over_peira(table):
 def test_every_peer_and_parameter_is_compared_with_its_own(table):
     rows, alone = table.compare(
         measured(
-            ("b.py::test_fit_sklearn[10]", 3.0),
-            ("b.py::test_fit_peira[10]", 1.0),
-            ("b.py::test_fit_peira[99]", 10.0),
-            ("b.py::test_fit_sklearn[99]", 5.0),
-            ("b.py::test_fit_pure_python[99]", 40.0),
+            ("benchmarks/test_my_paper.py::test_fit_sklearn[10]", 3.0),
+            ("benchmarks/test_my_paper.py::test_fit_peira[10]", 1.0),
+            ("benchmarks/test_my_paper.py::test_fit_peira[99]", 10.0),
+            ("benchmarks/test_my_paper.py::test_fit_sklearn[99]", 5.0),
+            ("benchmarks/test_my_paper.py::test_fit_pure_python[99]", 40.0),
         )
     )
     assert {(row.topic, row.peer): row.ratio for row in rows} == {
-        ("fit [10]", "sklearn"): 3.0,
-        ("fit [99]", "sklearn"): 0.5,
-        ("fit [99]", "pure python"): 4.0,
+        ("my-paper: fit [10]", "sklearn"): 3.0,
+        ("my-paper: fit [99]", "sklearn"): 0.5,
+        ("my-paper: fit [99]", "pure python"): 4.0,
     }
     assert alone == []
 
@@ -76,14 +84,17 @@ def test_every_peer_and_parameter_is_compared_with_its_own(table):
 def test_longest_topic_wins_and_files_do_not_mix(table):
     rows, alone = table.compare(
         measured(
-            ("a.py::test_walk_peira", 1.0),
-            ("a.py::test_walk_sum_peira", 2.0),
-            ("a.py::test_walk_sum_scipy", 8.0),
-            ("b.py::test_walk_scipy", 5.0),
+            ("benchmarks/test_other.py::test_walk_peira", 1.0),
+            ("benchmarks/test_other.py::test_walk_sum_peira", 2.0),
+            ("benchmarks/test_other.py::test_walk_sum_scipy", 8.0),
+            ("benchmarks/test_my_paper.py::test_walk_scipy", 5.0),
         )
     )
-    assert [(row.topic, row.peer, row.ratio) for row in rows] == [("walk sum", "scipy", 4.0)]
-    assert alone == ["a.py::test_walk_peira", "b.py::test_walk_scipy"]
+    assert [(row.topic, row.peer, row.ratio) for row in rows] == [("other: walk sum", "scipy", 4.0)]
+    assert alone == [
+        "benchmarks/test_other.py::test_walk_peira",
+        "benchmarks/test_my_paper.py::test_walk_scipy",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +110,9 @@ def test_the_script_prints_ratio_machine_and_what_has_no_peer(tmp_path):
     file.write_text(
         json.dumps(
             measured(
-                ("b.py::test_walks_peira", 0.002),
-                ("b.py::test_walks_networkx", 0.05),
-                ("b.py::test_lonely_peira", 1.0),
+                ("benchmarks/test_my_paper.py::test_walks_peira", 0.002),
+                ("benchmarks/test_my_paper.py::test_walks_networkx", 0.05),
+                ("benchmarks/test_my_paper.py::test_lonely_peira", 1.0),
             )
         )
     )
@@ -110,7 +121,7 @@ def test_the_script_prints_ratio_machine_and_what_has_no_peer(tmp_path):
     )
     line = next(line for line in done.stdout.splitlines() if "networkx" in line)
     assert [cell.strip() for cell in line.strip("│").split("│")] == [
-        "walks", "networkx", "2 ms", "50 ms", "25x",
+        "my-paper: walks", "networkx", "2 ms", "50 ms", "25x",
     ]  # fmt: skip
     assert "Abacus 9000, 2 cores, Linux, Python 3.11.7" in done.stdout
-    assert "not compared: b.py::test_lonely_peira" in done.stdout
+    assert "not compared: benchmarks/test_my_paper.py::test_lonely_peira" in done.stdout

@@ -58,6 +58,10 @@ def test_use_mounts_typed_functions(peira):
     help_ = peira("use", "tiny-coin", "--help").stdout
     assert "toss" in help_ and "Toss a coin" in help_
     assert "tiny-coin" in peira("use", "--help").stdout
+    # A ValueError of the method is a person's input here, so it is one line as well.
+    refused = peira("use", "tiny-coin", "toss", "--tosses", "-1")
+    assert refused.returncode == 2 and refused.stderr.startswith("peira: negative dimensions")
+    assert refused.stderr.count("\n") == 1
     wrong = peira("use", "tiny-coin", "toss", "--bias", "x")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
 
@@ -81,3 +85,14 @@ def test_a_missing_extra_is_said_with_its_command(peira, plugin):
         study.write_text(good)
     assert finished.returncode == 2
     assert "needs 'a_library_nobody_has'" in finished.stderr and "pip install" in finished.stderr
+
+
+def test_missing_data_is_one_line_with_both_remedies(peira, monkeypatch):
+    monkeypatch.delenv("PEIRA_DATA", raising=False)
+    nowhere = "http://127.0.0.1:9"
+    finished = peira(
+        "run", "simplicial-closure", "--json", https_proxy=nowhere, HTTPS_PROXY=nowhere
+    )
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr.count("\n") == 1, finished.stderr
+    assert "connect to the network, or set PEIRA_DATA" in finished.stderr

@@ -38,7 +38,7 @@ def test_a_plugin_conforms_once_its_blanks_are_filled(blank, tmp_path, plugin, h
         text=True,
     )
     assert tests.returncode == 0, tests.stdout + tests.stderr
-    assert "9 passed" in tests.stdout
+    assert "10 passed" in tests.stdout
 
 
 def test_blanks_are_refused_until_they_are_filled(blank):
@@ -61,5 +61,20 @@ def test_in_a_checkout_it_becomes_a_paper_of_its_room(peira, tmp_path):
     entered = (tmp_path / "pyproject.toml").read_text()
     assert f'{table}robust-mean = "peira.statistics.robust_mean"\nother' in entered
     assert (tmp_path / "tests/statistics/test_robust_mean.py").exists()
+    # The room gives out its papers' public names, as every room does.
+    assert "room(__name__)" in (folder.parent / "__init__.py").read_text()
     again = peira("new", "robust-mean", "--field", "statistics", "--into", tmp_path)
     assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_nothing_is_left_of_a_paper_that_cannot_be_entered(tmp_path):
+    from peira.cli.scaffold import make_paper
+    from peira.engine.errors import PeiraError
+
+    (tmp_path / "src/peira/engine").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    with pytest.raises(PeiraError, match="no table"):
+        make_paper("robust-mean", "statistics", tmp_path)
+    assert not (tmp_path / "src/peira/statistics").exists()
+    with pytest.raises(PeiraError, match="'lambda' is a word of Python"):
+        make_paper("lambda", "statistics", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from peira.engine import runs
 from peira.engine.cells import Censored
-from peira.engine.errors import StudyError
+from peira.engine.errors import DiskError, StudyError
 from peira.engine.runs import Run
 from peira.engine.tasks import split_censored
 
@@ -168,3 +169,14 @@ def test_censored_values_are_split_and_checked():
     assert split_censored({"a": 1, "t": Censored(after=30)}) == ({"a": 1.0, "t": 30.0}, ("t",))
     with pytest.raises(StudyError, match="metric 'a' is None"):
         split_censored({"a": None})
+
+
+def test_settings_of_what_is_shared_are_plain_data(tmp_path):
+    run = Run(0, shared=tmp_path)
+    with pytest.raises(StudyError, match="settings of shared 'x' must be plain data"):
+        run.shared("x", lambda run, mask: 1, mask=np.zeros(3))
+
+
+def test_a_shared_folder_that_cannot_be_made_ends_the_study():
+    with pytest.raises(DiskError, match="free space or choose another folder"):
+        Run(0, shared=Path("/dev/null/x")).shared("x", lambda run: 1)

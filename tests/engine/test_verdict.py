@@ -169,6 +169,15 @@ def test_a_bound_never_refutes_what_it_cannot():
     assert v.sooner(table, "t", "a", "b", claim("sooner", 3.0)).verdict == "inconclusive"
 
 
+def test_budgets_of_their_own_can_refute():
+    # a is given up when b has come, pair by pair: never sooner, whatever the common budget.
+    table = two([3900, 2600, 9500, 4000], [3900, 2500, 9400, 3900], "t")
+    table["t_censored"] = [True, False, True, False] + [False] * 4
+    judged = v.sooner(table, "t", "a", "b", claim("sooner", 2.0))
+    assert judged.verdict == "refuted" and "2 and 0 of 4 never came: a bound" in judged.note
+    assert v.sooner(table, "t", "a", "b", claim("sooner", 0.5)).verdict == "inconclusive"
+
+
 def test_neither_came():
     table = times([math.inf] * 3, [math.inf] * 3, budget=10)
     judged = v.sooner(table, "t", "a", "b", claim("sooner"))
@@ -287,3 +296,66 @@ def test_study_and_card_must_agree_on_the_test():
         v.at_least(two([1], [1]), "x", "a", "b", claim("at_least"))
     with pytest.raises(CardError, match=r"needs published.value and tolerance"):
         v.equals(two([1], [1]), "x", "a", claim("equals"))
+
+
+def test_what_came_after_the_other_budget_bounds_as_a_censored_time_does():
+    # `than` was given up at 1000; one `a` came at 5000. Cut at 1000 the ratio is 3.9, but nothing
+    # says that the mean time of `than` is three times that of `a`.
+    table = two([10.0, 10.1, 10.2, 9.9, 10.0, 10.1, 5000.0], [1000.0] * 7, "t")
+    table["t_censored"] = table["method"] == "b"
+    judged = v.sooner(table, "t", "a", "b", claim("sooner", 1.5))
+    assert judged.verdict == "inconclusive"
+
+
+def test_a_bound_decides_on_one_side_of_equal_times_only():
+    # b never came by 100, a at about 200: the ratio is at least 0.5, perhaps far above 0.9.
+    slow = two([200.0, 201.0, 199.0, 200.0], [100.0] * 4, "t")
+    slow["t_censored"] = slow["method"] == "b"
+    assert v.sooner(slow, "t", "a", "b", claim("sooner", 0.9)).verdict == "inconclusive"
+    # a never came by 100, b at about 70: the ratio is at most 0.7, perhaps far below 0.5.
+    late = times([math.inf] * 4, [69, 70, 71, 70], budget=100)
+    assert v.sooner(late, "t", "a", "b", claim("sooner", 0.5)).verdict == "inconclusive"
+    # A few b never came: cut at 100 the ratio is below 0.95, the true one may be far above.
+    some = times([90, 91, 92, 90, 91, 92], [60, 61, 60, 61, 60, math.inf], budget=100)
+    assert v.sooner(some, "t", "a", "b", claim("sooner", 0.95)).verdict == "inconclusive"
+
+
+def test_a_mean_with_censored_times_is_a_lower_bound():
+    table = times([98, 99, math.inf], [math.inf] * 3, budget=100)
+    assert v.above(table, "t", "a", claim("above", 90)).verdict == "supported"
+    assert v.above(table, "t", "a", claim("above", 150)).verdict == "inconclusive"
+    assert v.below(table, "t", "a", claim("below", 150)).verdict == "inconclusive"
+    judged = v.below(table, "t", "a", claim("below", 50))
+    assert judged.verdict == "refuted" and "a bound" in judged.note
+    for test, more in ((v.equals, {"value": 99.0, "tolerance": 5.0}), (v.equivalent, {})):
+        groups = ("a",) if test is v.equals else ("a", "b")
+        with pytest.raises(StudyError, match="censored times"):
+            test(table, "t", *groups, claim(test.__name__, **more))
+    for test in (v.trend, v.power_law):
+        with pytest.raises(StudyError, match="censored times"):
+            test(table, "seed", "t", claim(test.__name__))
+
+
+def test_numbers_that_cannot_be_judged_are_inconclusive():
+    zero = times([0, 0, 0], [math.inf] * 3, budget=10)
+    assert "positive" in v.sooner(zero, "t", "a", "b", claim("sooner")).note
+    infinite = v.above(two([1, math.inf, 2], [0, 0, 0]), "x", "a", claim("above", 0.0))
+    assert infinite.verdict == "inconclusive" and "1 values are infinite" in infinite.note
+    table = line(1.0, 0.1).assign(y=lambda t: t["y"] - 2)
+    judged = v.power_law(table, "width", "y", claim("power_law", value=1.0, tolerance=0.1))
+    assert judged.verdict == "inconclusive" and "not a number" in judged.note
+
+
+def test_a_group_can_ask_for_none():
+    table = two([3.0, 4.0, 5.0], [1.0, 1.0, 1.0]).assign(patience=None)
+    group = {"method": "a", "patience": None}
+    assert v.above(table, "x", group, claim("above", 1.0)).n == 3
+
+
+def test_every_part_of_a_claim_is_judged():
+    good = v.larger(two([3, 4, 5, 6], [1, 3, 2, 4]), "x", "a", "b", claim("larger"))
+    part = {"test": "larger", "statement": "it is larger"}
+    whole = claim("all_of", parts=(part, part))
+    assert v.all_of(whole, [good, good]).parts[0].note == "it is larger"
+    with pytest.raises(StudyError, match=r"judges 1 parts, card\.toml has 2"):
+        v.all_of(whole, [good])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -16,10 +20,13 @@ from peira.engine.session import Request, Result, finite, record, run_study
 
 
 def run_and_print(request: Request, as_json: bool) -> int:
-    """Run the study and print what it says; the exit status: 1 when a cell failed, 130 stopped."""
+    """Run the study and print what it says.
+
+    Returns the exit status: 1 when a cell failed or there is no figure, 130 when stopped.
+    """
     words = Console(stderr=True)
     try:
-        with Bars(request.slug, words) as bars:
+        with _prints_to_stderr(), Bars(request.slug, words) as bars:
             result = run_study(request, bars)
     except KeyboardInterrupt:
         words.print("stopped: finished cells are kept, and the same command continues")
@@ -33,7 +40,26 @@ def run_and_print(request: Request, as_json: bool) -> int:
         words.print(
             f"[red]failed[/] {escape(outcome.label)}: {escape(outcome.reason)}", soft_wrap=True
         )
-    return 1 if result.failed else 0
+    if result.no_figure:
+        words.print(
+            f"[red]no figure[/] {escape(result.no_figure)}; verdicts and report are kept",
+            soft_wrap=True,
+        )
+    return 1 if result.failed or result.no_figure else 0
+
+
+@contextmanager
+def _prints_to_stderr() -> Iterator[None]:
+    """What studies and libraries print, here and in workers, stays out of our data."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
 
 
 def as_data(result: Result, page: str) -> dict[str, Any]:
@@ -81,7 +107,8 @@ def print_result(result: Result, page: str) -> None:
         f"{kept['cells']} cells x {kept['seeds']} seeds in {kept['seconds']:.0f} s "
         f"({kept['cell_seconds']:.0f} s of computing)"
     )
-    for name, place in (
-        ("figure", result.folder / "figure.png"), ("report", page), ("store", result.store)
-    ):  # fmt: skip
-        console.print(f"{name:7} {place}", soft_wrap=True)
+    figure = result.folder / "figure.png"
+    if figure.exists():
+        console.print(f"figure  {figure}", soft_wrap=True)
+    console.print(f"report  {page}", soft_wrap=True)
+    console.print(f"store   {result.store}", soft_wrap=True)

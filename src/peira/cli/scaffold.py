@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from datetime import date
 from pathlib import Path
@@ -25,6 +26,8 @@ def make_paper(slug: str, field: str, into: Path) -> list[Path]:
     for name, value in (("slug", slug), ("--field", field)):
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", value):
             raise PeiraError(f"{name} {value!r}: expected lower-case words joined by dashes")
+        if keyword.iskeyword(value):
+            raise PeiraError(f"{name} {value!r} is a word of Python: choose another")
     if slug in {found.slug for found in papers()}:
         raise PeiraError(f"there is a paper {slug!r} already: `peira show {slug}`")
     name, room = slug.replace("-", "_"), field.replace("-", "_")
@@ -41,13 +44,12 @@ def make_paper(slug: str, field: str, into: Path) -> list[Path]:
     if not builtin:
         files[tests / "test_conformance.py"] = "conformance.py"
         files[root / "pyproject.toml"] = "pyproject.toml"
-    for path, template in files.items():
-        write_text(path, _fill(template, words))
     if builtin:
         _enter(root / "pyproject.toml", slug, package)
-        init = folder.parent / "__init__.py"
-        if not init.exists():
-            write_text(init, f'"""Papers of the room `{field}`."""\n')
+        if not (folder.parent / "__init__.py").exists():
+            files[folder.parent / "__init__.py"] = "room.py"
+    for path, template in files.items():
+        write_text(path, _fill(template, words))
     return list(files)
 
 

@@ -13,13 +13,23 @@ from peira.engine.errors import PeiraError, StudyError
 
 
 def run_command(slug: str, arguments: Sequence[str]) -> None:
-    """Run one command of a paper on the person's own files."""
+    """Run one command of a paper on the person's own files.
+
+    Raises `PeiraError` for whatever the method finds wrong with them.
+    """
     if slug in ("--help", "-h"):
         print("Usage: peira use SLUG COMMAND ...\n\nPapers:")
         for found in sound(papers()):
             print(f"  {found.slug:24} {found.card.summary}")
         return
-    commands(slug)(list(arguments) or ["--help"], prog_name=f"peira use {slug}")
+    command = commands(slug)
+    try:
+        command(list(arguments) or ["--help"], prog_name=f"peira use {slug}")
+    except (PeiraError, BrokenPipeError):
+        raise
+    # Methods are plain Python and say so what they cannot use; here a person typed it.
+    except (ValueError, OSError) as error:
+        raise PeiraError(" ".join(str(error).split())) from error
 
 
 def commands(slug: str) -> TyperGroup:

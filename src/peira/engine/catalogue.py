@@ -74,7 +74,7 @@ class Paper:
         try:
             return import_module(f"{self.package}.{name}")
         except ModuleNotFoundError as error:
-            if (error.name or "").startswith(self.package):
+            if error.name == f"{self.package}.{name}":
                 raise StudyError(f"{self.slug} has no {name}.py in {self.folder}") from error
             extras = ",".join(self.card.extras) or "all"
             raise StudyError(

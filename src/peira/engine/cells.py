@@ -109,8 +109,12 @@ class Study(Generic[C]):
         return None
 
     def measure_many(self, cells: Sequence[C], runs: Sequence[Run]) -> Sequence[Measurement]:
-        """Measure cells of one batch key at once; the numbers must be those of `measure`."""
-        return [self.measure(cell, run) for cell, run in zip(cells, runs, strict=True)]
+        """Measure cells of one batch key at once; the numbers must be those of `measure`.
+
+        Draw from `run.rng` and `run.generator` only, because the runs share the global generators.
+        The loop is `runs[0].steps(...)`, which keeps the checkpoints of the whole batch.
+        """
+        raise NotImplementedError
 
     def claims(self, table: pd.DataFrame) -> Iterator[Verdict]:
         """One verdict for each claim of the card, from one row per cell and seed."""

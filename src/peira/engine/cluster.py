@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from peira.engine.errors import PeiraError
+from peira.engine.errors import DiskError, PeiraError
 from peira.engine.local import ONE_THREAD, Watcher
 from peira.engine.tasks import Job, Outcome, _outcome, perform
 
@@ -15,8 +15,11 @@ def run_on_ray(
 ) -> Iterator[list[Outcome]]:
     """Do each job as a Ray task on one CPU; yield what each gave, in order of completion.
 
-    Joins the cluster that `RAY_ADDRESS` names, else starts Ray here with `workers` CPUs. Where the
-    workers do not share this machine's file system, checkpoints stay on their node.
+    Joins the cluster that `RAY_ADDRESS` names, else one that was started on this machine, else
+    starts Ray here with `workers` CPUs. Where the workers do not share this machine's file system,
+    checkpoints stay on their node. Ray does not tell which job is under way, so none is begun.
+
+    Raises `PeiraError` when Ray is not installed or its cluster cannot be reached, and `DiskError`.
     """
     try:
         import ray
@@ -28,15 +31,15 @@ def run_on_ray(
     try:
         # A failed cell is an Outcome already; a retry would only repeat a lost worker's fate.
         remote = ray.remote(perform).options(num_cpus=1, max_retries=0)
-        waiting = {}
-        for job in jobs:
-            watcher.begin(job)
-            waiting[remote.remote(job)] = job
+        waiting = {remote.remote(job): job for job in jobs}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(ready)
             try:
                 outcomes: list[Outcome] = ray.get(ready)
+            except DiskError as error:
+                # Ray adds its own trace to the words of what it passes on.
+                raise DiskError(str(getattr(error, "cause", error))) from error
             except ray.exceptions.RayError as error:
                 text = f"WorkerDied: {type(error).__name__}: {str(error).splitlines()[0]}"
                 outcomes = [_outcome(task, error=text) for task in job.tasks]

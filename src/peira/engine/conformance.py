@@ -14,8 +14,9 @@ import inspect
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,8 +25,8 @@ from peira.engine import runs
 from peira.engine.catalogue import Paper
 from peira.engine.errors import nearest
 from peira.engine.report import write_report
-from peira.engine.session import Request, draw, judge, plan, record
-from peira.engine.tasks import Job, Outcome, Task, perform
+from peira.engine.session import Request, draw, group, judge, plan, record
+from peira.engine.tasks import BatchWarning, Job, Outcome, Task, perform
 
 SMOKE_SECONDS = 10.0
 
@@ -122,6 +123,26 @@ def resume_gives_same_numbers(paper: Paper, folder: Path) -> None:
         assert _same(before, after), f"{task.label}: {before.metrics}, resumed {after.metrics}"
 
 
+def batches_give_the_single_numbers(paper: Paper, folder: Path) -> None:
+    """Cells measured together, killed half-way and resumed, have the numbers of single ones."""
+    alone = {outcome.key: outcome for outcome in _smoke(paper)[0]}
+    for job in group(paper, paper.study(), _tasks(paper), folder):
+        if len(job.tasks) == 1:
+            continue
+        # A batch that fails is measured one by one with a warning: here that is an error.
+        with _checkpoints_at_every_step(), warnings.catch_warnings():
+            warnings.simplefilter("error", BatchWarning)
+            with suppress(_Killed):
+                perform(job, _kill_at_half())
+            outcomes = perform(job)
+        for outcome in outcomes:
+            single = alone[outcome.key]
+            assert not outcome.error, outcome.error
+            assert _same(single, outcome), (
+                f"{outcome.label}: {single.metrics} alone, {outcome.metrics} in a batch"
+            )
+
+
 CHECKS: tuple[Callable[[Paper, Path], None], ...] = (
     card_is_valid,
     public_names_import,
@@ -130,6 +151,7 @@ CHECKS: tuple[Callable[[Paper, Path], None], ...] = (
     smoke_is_quick_and_judged,
     same_seed_gives_same_numbers,
     resume_gives_same_numbers,
+    batches_give_the_single_numbers,
 )
 
 
@@ -163,7 +185,8 @@ def _same(a: Outcome, b: Outcome) -> bool:
         names == set(b.metrics) - timing
         and all(close(a.metrics[name], b.metrics[name]) for name in names)
         and a.censored == b.censored
-        and a.curves == b.curves
+        and [point[:2] for point in a.curves] == [point[:2] for point in b.curves]
+        and all(close(p[2], q[2]) for p, q in zip(a.curves, b.curves, strict=True))
     )
 
 

@@ -17,10 +17,27 @@ def home() -> Path:
     """Folder of runs, checkpoints and reports: `PEIRA_HOME`, else the user's data folder."""
     named = os.environ.get("PEIRA_HOME")
     if named:
-        return Path(named).expanduser()
+        # Workers, of Ray above all, need not share the working folder.
+        return Path(named).expanduser().absolute()
     from platformdirs import user_data_path
 
     return user_data_path("peira")
+
+
+def make_folder(path: Path) -> None:
+    """Make `path` and what is above it; raises `DiskError` when that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> DiskError:
+    """The error to raise for a file that cannot be written, with its remedy."""
+    return DiskError(
+        f"cannot write {path}: {error.strerror or error}; free space or choose another folder "
+        "(PEIRA_HOME names where Peira keeps its files)"
+    )
 
 
 @contextmanager
@@ -44,11 +61,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or error
-        raise DiskError(
-            f"cannot write {path}: {reason}; free space or choose another folder "
-            "(PEIRA_HOME names where Peira keeps its files)"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -68,7 +81,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> Any | None:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -52,9 +53,8 @@ def run_in_pool(jobs: Sequence[Job], workers: int, watcher: Watcher) -> Iterator
                 pool.append(_Worker.start())
             for worker in pool:
                 if worker.job is None and waiting:
-                    worker.job = waiting.popleft()
-                    watcher.begin(worker.job)
-                    worker.pipe.send(worker.job)
+                    watcher.begin(waiting[0])
+                    worker.give(waiting.popleft())
             for worker in _ready(pool):
                 outcomes = worker.receive(watcher)
                 if outcomes is not None:
@@ -89,6 +89,12 @@ class _Worker:
                     os.environ[name] = value
         theirs.close()
         return cls(process, ours)
+
+    def give(self, job: Job) -> None:
+        """Hand over a job; where the process has died meanwhile, `receive` tells."""
+        self.job = job
+        with suppress(OSError):
+            self.pipe.send(job)
 
     def receive(self, watcher: Watcher) -> list[Outcome] | None:
         """Pass on one message; return the outcomes when the job has ended."""

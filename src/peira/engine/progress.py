@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -58,14 +59,16 @@ class Bars:
         self._bars.update(self._whole, total=total)
 
     def begin(self, job: Job) -> None:
-        self._rows[job] = self._bars.add_task(f"  {job.label}", total=None)
+        self._rows[job] = self._bars.add_task(f"  {escape(job.label)}", total=None)
 
     def step(self, job: Job, name: str, step: int, total: int) -> None:
         row = self._rows[job]
-        self._bars.update(row, completed=step, total=total, description=f"  {job.label} · {name}")
+        words = f"  {escape(job.label)} · {escape(name)}"
+        self._bars.update(row, completed=step, total=total, description=words)
 
     def end(self, job: Job, outcomes: Sequence[Outcome]) -> None:
-        self._bars.remove_task(self._rows.pop(job))
+        if job in self._rows:
+            self._bars.remove_task(self._rows.pop(job))
         self._done += len(outcomes)
         self._bars.update(self._whole, completed=self._done)
         self._failed += sum(bool(outcome.error) for outcome in outcomes)

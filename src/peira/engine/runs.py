@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from peira.engine.errors import StudyError
-from peira.engine.files import atomic_path
+from peira.engine.files import atomic_path, make_folder
 
 if TYPE_CHECKING:
     import torch
@@ -145,19 +146,27 @@ class Run:
         Keyed by name, seed, settings and code. `make` gets a run of its own with the same seed, so
         its result does not depend on who asks first, and the asker's random state is untouched.
         A second worker that asks meanwhile waits. The result must be picklable.
+
+        Raises `StudyError` for a setting that is no plain data (numbers, text, lists, dicts).
         """
         with _untouched_random_state():
             if self._shared_folder is None:
                 return make(Run(self.seed, max_steps=self._max_steps), **settings)
-            identity = [name, self.seed, self._max_steps, self._revision, sorted(settings.items())]
-            key = sha256(repr(identity).encode()).hexdigest()[:16]
+            identity = [name, self.seed, self._max_steps, self._revision, settings]
+            try:
+                text = json.dumps(identity, sort_keys=True)
+            except TypeError as error:
+                raise StudyError(
+                    f"settings of shared {name!r} must be plain data: {error}"
+                ) from error
+            key = sha256(text.encode()).hexdigest()[:16]
             folder = self._shared_folder / f"{name}-{key}"
             return self._shared_once(folder, make, settings)
 
     def _shared_once(self, folder: Path, make: Callable[..., T], settings: dict[str, Any]) -> T:
         from filelock import FileLock
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         result = folder / "result.pickle"
         with FileLock(folder / "lock"):
             if not result.exists():

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import shutil
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from peira.engine.catalogue import Paper, paper
 from peira.engine.cells import Cell, Study
 from peira.engine.errors import PeiraError, StudyError
-from peira.engine.files import atomic_path, home, write_json
+from peira.engine.files import atomic_path, home, read_json, write_json
 from peira.engine.local import Watcher, run_here, run_in_pool
 from peira.engine.revision import code_fingerprint, git_revision
 from peira.engine.store import Store
-from peira.engine.tasks import Job, Outcome, Task, curves, tidy
-from peira.engine.verdict import Verdict
+from peira.engine.tasks import Job, Outcome, Task, curves, outcome_from_json, tidy
+from peira.engine.verdict import Verdict, not_measured
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+FIGURES = ("png", "svg")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """The table of a study and what it says."""
+    """The table of a study and what it says; `no_figure` is why there is none."""
 
     request: Request
     verdicts: tuple[Verdict, ...]
@@ -77,6 +84,7 @@ class Result:
     folder: Path
     store: str
     seconds: float
+    no_figure: str = ""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -101,17 +109,34 @@ def run_study(request: Request, watcher: Watcher) -> Result:
         store = Store(subject.slug, request.store)
         store.open()
         keys = [task.key for task in tasks]
-        if request.fresh:
-            store.forget(keys)
-            shutil.rmtree(scratch / "cells", ignore_errors=True)
-            shutil.rmtree(scratch / "shared", ignore_errors=True)
-        known = store.finished(keys)
+        known = {} if request.fresh else store.finished(keys)
+        if not request.fresh:
+            known |= _store_left_behind(subject, scratch, set(keys) - set(known), store)
         waiting = [task for task in tasks if task.key not in known]
+        # What failed before, or is to be measured again; a cell and seed has one run.
+        store.forget([task.key for task in waiting])
         known |= _measure(subject, study, waiting, request, scratch, store, watcher)
         outcomes = tuple(known[key] for key in keys)
-        if not any(outcome.error for outcome in outcomes):
+        for task in tasks:
+            if not known[task.key].error:
+                _clear(Job(subject, (task,), scratch))
+        # An interrupted scale that has cells to continue may need what they share.
+        if not any(scratch.glob("cells/*")):
             shutil.rmtree(scratch / "shared", ignore_errors=True)
         return _conclude(subject, study, request, outcomes, store.uri, began)
+
+
+def _store_left_behind(
+    subject: Paper, scratch: Path, wanted: set[str], store: Store
+) -> dict[str, Outcome]:
+    """Store what was measured when the coordinating process was killed before it was stored."""
+    found: dict[str, Outcome] = {}
+    for path in sorted(scratch.glob("cells/*/outcomes.json")):
+        for value in read_json(path) or []:
+            if value["key"] in wanted - set(found):
+                found[value["key"]] = outcome_from_json(value)
+                store.add(found[value["key"]], git_revision(subject.package))
+    return found
 
 
 def plan(subject: Paper, study: Study[Any], request: Request) -> list[Task]:
@@ -124,6 +149,9 @@ def plan(subject: Paper, study: Study[Any], request: Request) -> list[Task]:
         raise StudyError(f"--seeds {seeds}: at least 1 is needed")
     if request.max_steps is not None and request.max_steps < 1:
         raise StudyError(f"--max-steps {request.max_steps}: at least 1 is needed")
+    least, words = (1, "1") if request.on == "ray" else (0, "0 (this process)")
+    if request.workers is not None and request.workers < least:
+        raise StudyError(f"--workers {request.workers}: {words} or more is needed")
     revision = code_fingerprint(subject.package)
     return [
         Task(subject.slug, cell, seed, request.max_steps, inputs, revision)
@@ -157,19 +185,28 @@ def _measure(
     store: Store,
     watcher: Watcher,
 ) -> dict[str, Outcome]:
-    jobs = _jobs(subject, study, tasks, scratch)
+    jobs = group(subject, study, tasks, scratch)
+    if request.fresh:
+        for job in jobs:
+            _clear(job)
+        shutil.rmtree(scratch / "shared", ignore_errors=True)
     revision = git_revision(subject.package)
     done: dict[str, Outcome] = {}
     watcher.plan(len(tasks))
-    folders = {job.tasks[0].key: job.folder for job in jobs}
+    by_first = {job.tasks[0].key: job for job in jobs}
     for outcomes in _execute(jobs, request, watcher):
         for outcome in outcomes:
             store.add(outcome, revision)
             done[outcome.key] = outcome
-        folder = folders[outcomes[0].key]
-        if folder is not None and not any(outcome.error for outcome in outcomes):
-            shutil.rmtree(folder, ignore_errors=True)
+        _clear(by_first[outcomes[0].key], [o.key for o in outcomes if o.error])
     return done
+
+
+def _clear(job: Job, failed: Sequence[str] = ()) -> None:
+    """Remove the checkpoints of a job, batched and single, but for those of failed tasks."""
+    for part in (job, *job.alone()):
+        if part.folder is not None and not any(task.key in failed for task in part.tasks):
+            shutil.rmtree(part.folder, ignore_errors=True)
 
 
 def _execute(jobs: Sequence[Job], request: Request, watcher: Watcher) -> Iterator[list[Outcome]]:
@@ -178,8 +215,6 @@ def _execute(jobs: Sequence[Job], request: Request, watcher: Watcher) -> Iterato
 
         return run_on_ray(jobs, request.workers, watcher)
     workers = _cores() if request.workers is None else request.workers
-    if workers < 0:
-        raise PeiraError(f"--workers {workers}: 0 (this process) or more is needed")
     return run_in_pool(jobs, workers, watcher) if workers else run_here(jobs, watcher)
 
 
@@ -191,7 +226,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _jobs(subject: Paper, study: Study[Any], tasks: Sequence[Task], scratch: Path) -> list[Job]:
+def group(subject: Paper, study: Study[Any], tasks: Sequence[Task], scratch: Path) -> list[Job]:
     """Single tasks as they come, tasks of one batch key in groups of the study's size."""
     keyed = [(study.batch(task.cell), number, task) for number, task in enumerate(tasks)]
     groups: list[list[Task]] = []
@@ -233,9 +268,23 @@ def _alone(scratch: Path, slug: str) -> Iterator[None]:
 def judge(study: Study[Any], outcomes: Sequence[Outcome]) -> tuple[Verdict, ...]:
     """One verdict for each claim of the card, in its order.
 
-    Raises `StudyError` when the study judges a claim twice, not at all, or one that is not there.
+    Raises `StudyError` when the study judges a claim twice, not at all, or one that is not there,
+    and when its `claims` raises.
     """
-    verdicts = list(study.claims(tidy(outcomes)))
+    table = tidy(outcomes)
+    if table.empty:
+        return tuple(not_measured(claim) for claim in study.card.claims)
+    try:
+        verdicts = list(study.claims(table))
+    except PeiraError:
+        raise
+    except Exception as error:
+        failed = [outcome for outcome in outcomes if outcome.error]
+        first = f"; {len(failed)} failed, {failed[0].label}: {failed[0].reason}" if failed else ""
+        raise StudyError(
+            f"{study.card.slug}: the claims cannot be judged from this table: "
+            f"{_raised(error, study)}; {len(table)} finished cells are kept{first}"
+        ) from error
     judged, wanted = [verdict.claim for verdict in verdicts], study.card.ids()
     if sorted(judged) != sorted(wanted):
         raise StudyError(
@@ -243,6 +292,15 @@ def judge(study: Study[Any], outcomes: Sequence[Outcome]) -> tuple[Verdict, ...]
             "each claim needs one verdict"
         )
     return tuple(sorted(verdicts, key=lambda verdict: wanted.index(verdict.claim)))
+
+
+def _raised(error: Exception, study: Study[Any]) -> str:
+    """`KeyError: 'x' (study.py, line 71)`: what was raised, and where in the paper's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = Path(inspect.getfile(type(study))).parent
+    last = ([frame for frame in frames if Path(frame.filename).parent == home] or frames)[-1]
+    words = traceback.format_exception_only(error)[0].splitlines()[0]
+    return f"{words} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _conclude(
@@ -259,12 +317,20 @@ def _conclude(
         time.perf_counter() - began,
     )  # fmt: skip
     write_json(result.folder / "result.json", record(result))
-    draw(study, outcomes, result.folder)
+    # A figure that cannot be drawn costs nothing else, and no older one may stand in its place.
+    for suffix in FIGURES:
+        (result.folder / f"figure.{suffix}").unlink(missing_ok=True)
+    try:
+        draw(study, outcomes, result.folder)
+    except PeiraError:
+        raise
+    except Exception as error:
+        return replace(result, no_figure=_raised(error, study))
     return result
 
 
 def draw(study: Study[Any], outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Save the study's figure as `figure.png` and `figure.svg`."""
+    """Save the study's figure as `figure.png` and `figure.svg`; none for an empty table."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -276,7 +342,7 @@ def draw(study: Study[Any], outcomes: Sequence[Outcome], folder: Path) -> None:
     # Fixed ids and no date: the same numbers give the same file.
     with plt.rc_context({"svg.hashsalt": "peira", "figure.dpi": 150}):
         figure = study.figure(table, curves(outcomes))
-        for suffix in ("png", "svg"):
+        for suffix in FIGURES:
             with atomic_path(folder / f"figure.{suffix}") as path:
                 metadata = {"Date": None} if suffix == "svg" else None
                 figure.savefig(path, bbox_inches="tight", metadata=metadata)
@@ -309,14 +375,25 @@ def record(result: Result) -> dict[str, Any]:
         ],
         "rows": finite(result.table.to_dict("records")),
         "inputs": {k: v for outcome in outcomes for k, v in outcome.inputs.items()},
-        "versions": {k: v for outcome in outcomes for k, v in outcome.versions.items()},
+        "versions": _versions(outcomes),
         "git": git_revision(paper(result.request.slug).package),
         "store": result.store,
     }
 
 
+def _versions(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Library -> its version, or its versions where the cells were measured with several."""
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        for name, version in outcome.versions.items():
+            found.setdefault(name, []).append(version)
+    return {name: " and ".join(dict.fromkeys(versions)) for name, versions in found.items()}
+
+
 def finite(value: Any) -> Any:
-    """`value` with NaN and infinities as None, which JSON can say."""
+    """`value` with NaN and infinities as None, and NumPy's numbers as Python's, for JSON."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import platform
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
 
 # The most that one MLflow request takes.
 BATCH = 1000
-KEY, CELL = "peira.key", "peira.cell"
-# `__` cannot be at the start of a cell field's or a metric's name, so these never collide.
+KEY, CELL, MACHINE = "peira.key", "peira.cell", "peira.machine"
+# A metric's name starts with a letter, so these never collide.
 SECONDS, MEMORY, CENSORED = "__seconds", "__peak_memory_mib", "__censored."
 
 
@@ -50,6 +54,8 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         if self.uri == default_uri():
             home().mkdir(parents=True, exist_ok=True)
+        if self.uri.startswith("sqlite:"):
+            _probe(self.uri)
         from mlflow import MlflowClient
 
         # After the import, because MLflow configures its loggers itself.
@@ -69,15 +75,18 @@ class Store:
         return str(self._client.create_experiment(name, artifact_location=artifacts))
 
     def reach(self) -> None:
-        """Talk to the store once, changing nothing."""
+        """Talk to the store once; this makes the default file where there is none yet."""
         with _told(self.uri):
             self._client.search_experiments(max_results=1)
 
     def open(self) -> None:
-        """Reach the store and clear away what a killed process left half-written."""
+        """Reach the store and clear away what a killed process left half-written.
+
+        One study at a time is at work on a machine, so what another machine writes is left alone.
+        """
         with _told(self.uri):
             for run in self._runs("attributes.status = 'RUNNING'"):
-                if KEY in run.data.tags:
+                if run.data.tags.get(MACHINE) == platform.node():
                     self._client.delete_run(run.info.run_id)
 
     def finished(self, keys: Sequence[str]) -> dict[str, Outcome]:
@@ -91,12 +100,13 @@ class Store:
             }
 
     def forget(self, keys: Sequence[str]) -> None:
-        """Mark the runs of these keys deleted (MLflow keeps them until `mlflow gc`)."""
+        """Mark the ended runs of these keys deleted (MLflow keeps them until `mlflow gc`)."""
         wanted = set(keys)
         with _told(self.uri):
-            for run in self._runs("attributes.status != 'SCHEDULED'"):
-                if run.data.tags.get(KEY) in wanted:
-                    self._client.delete_run(run.info.run_id)
+            for status in ("FINISHED", "FAILED"):
+                for run in self._runs(f"attributes.status = '{status}'"):
+                    if run.data.tags.get(KEY) in wanted:
+                        self._client.delete_run(run.info.run_id)
 
     def add(self, outcome: Outcome, revision: str) -> None:
         """Write one outcome; it counts as finished only once all of it is there."""
@@ -106,6 +116,7 @@ class Store:
         tags = {
             KEY: outcome.key,
             CELL: json.dumps(outcome.cell),
+            MACHINE: platform.node(),
             "mlflow.runName": outcome.label,
             "mlflow.source.git.commit": revision.rstrip("+"),
             "peira.git": revision,
@@ -146,7 +157,7 @@ class Store:
         tags, metrics = run.data.tags, run.data.metrics
         names = [name for name in metrics if name.startswith("curve.")]
         curves = sorted(
-            (point.step, name.removeprefix("curve."), point.value)
+            (point.step, name.removeprefix("curve."), _number(point.value))
             for name in names
             for point in self._client.get_metric_history(run.info.run_id, name)
         )
@@ -157,7 +168,7 @@ class Store:
             cell=json.loads(tags[CELL]),
             seed=int(run.data.params["seed"]),
             metrics={
-                name: value
+                name: _number(value)
                 for name, value in metrics.items()
                 if not name.startswith(("curve.", "__"))
             },
@@ -170,6 +181,21 @@ class Store:
             inputs=_tagged(tags, "peira.data."),
             versions=_tagged(tags, "peira.version."),
         )
+
+
+def _probe(uri: str) -> None:
+    """Open an SQLite file once, because MLflow tries for minutes to open one that cannot be."""
+    import sqlite3
+
+    from sqlalchemy.engine import make_url
+
+    with closing(sqlite3.connect(make_url(uri).database or ":memory:")) as connection:
+        connection.execute("PRAGMA schema_version")
+
+
+def _number(stored: float) -> float:
+    """The number that was stored; MLflow's databases keep infinity as the largest float."""
+    return math.copysign(math.inf, stored) if abs(stored) == sys.float_info.max else stored
 
 
 def _tagged(tags: dict[str, str], prefix: str) -> dict[str, str]:

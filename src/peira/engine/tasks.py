@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from peira.engine.cells import Cell, Censored, Measurement
 from peira.engine.errors import DiskError, StudyError
-from peira.engine.files import read_json, write_json
+from peira.engine.files import write_json
 from peira.engine.memory import peak_memory, reset_peak_memory
 from peira.engine.runs import Progress, Run, silent
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from peira.engine.catalogue import Paper
+
+# What MLflow takes as a name, less what the store needs for itself.
+NAME = re.compile(r"(?!curve\.)[A-Za-z][\w .:/-]*")
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,11 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """The last line of the traceback."""
-        return self.error.strip().rsplit("\n", 1)[-1]
+        """The line of the traceback that names the error."""
+        lines = self.error.strip().split("\n")
+        frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+        after = lines[frames[-1] + 1 :] if frames else lines
+        return next((line for line in after if line and not line.startswith(" ")), lines[-1])
 
 
 @dataclass(frozen=True)
@@ -95,21 +104,39 @@ class Job:
         name = keys if len(self.tasks) == 1 else f"batch-{sha256(keys.encode()).hexdigest()[:16]}"
         return self.scratch / "cells" / name
 
+    def alone(self) -> list[Job]:
+        """The same tasks as jobs of one."""
+        return [Job(self.paper, (task,), self.scratch) for task in self.tasks]
+
+
+class BatchWarning(UserWarning):
+    """A batch that could not be measured together."""
+
 
 def perform(job: Job, progress: Progress = silent) -> list[Outcome]:
-    """Measure the tasks of a job. What a cell raises becomes its outcome; `DiskError` goes on."""
+    """Measure the tasks of a job, and leave the outcomes in its folder until they are stored.
+
+    What a cell raises becomes its outcome. Where a batch raises, its cells are measured one by
+    one, so that the fault of one does not cost the others. Raises `DiskError` alone.
+    """
     folder = job.folder
-    if folder is not None:
-        done = read_json(folder / "outcomes.json")
-        if done is not None:
-            return [outcome_from_json(value) for value in done]
     try:
         outcomes = _measure(job, folder, progress)
     except DiskError:
         raise
     # Whatever a cell raises is its result: the others must go on.
-    except Exception:
-        return [_outcome(task, error=traceback.format_exc()) for task in job.tasks]
+    except Exception as error:
+        if len(job.tasks) == 1:
+            return [_outcome(job.tasks[0], error=traceback.format_exc())]
+        warnings.warn(
+            f"{job.label}: measure_many failed ({type(error).__name__}: {error}); measuring one "
+            "by one",
+            BatchWarning,
+            stacklevel=2,
+        )
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [outcome for single in job.alone() for outcome in perform(single, progress)]
     if folder is not None:
         write_json(folder / "outcomes.json", [vars(outcome) for outcome in outcomes])
     return outcomes
@@ -145,6 +172,8 @@ def _outcome(
     error: str = "",
 ) -> Outcome:
     metrics, censored = split_censored(measured or {})
+    points = sorted(run.curves, key=lambda point: point[:2]) if run else []
+    _check_names(task, metrics, {name for _, name, _ in points})
     return Outcome(
         key=task.key,
         slug=task.slug,
@@ -153,13 +182,24 @@ def _outcome(
         seed=task.seed,
         metrics=metrics,
         censored=censored,
-        curves=tuple(run.curves) if run else (),
+        # In the order in which the store gives them back.
+        curves=tuple(points),
         seconds=run.seconds / shares if run else 0.0,
         peak_memory_mib=peak_memory() if run else 0.0,
         inputs=dict(task.inputs),
         versions=versions(),
         error=error,
     )
+
+
+def _check_names(task: Task, metrics: Iterable[str], drawn: Iterable[str]) -> None:
+    for name in (*metrics, *drawn):
+        if not NAME.fullmatch(name):
+            raise StudyError(f"{name!r} cannot be a metric's name: letters, digits, _ . - : / only")
+    taken = {*type(task.cell).model_fields, "seed", "seconds"}
+    for name in metrics:
+        if name in taken:
+            raise StudyError(f"metric {name!r} has the name of another column of the table")
 
 
 def split_censored(measured: Measurement) -> tuple[dict[str, float], tuple[str, ...]]:

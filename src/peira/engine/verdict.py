@@ -108,24 +108,26 @@ def at_least(
     first, second = _paired(table, metric, a, than, pair)
     never_a, never_b = _paired_flags(table, metric, a, than, pair)
     result = _ratio(_check(claim, "at_least"), first, second)
-    bound = (never_a.any() and result.verdict == "refuted") or (
-        never_b.any() and result.verdict == "supported"
-    )
-    if never_a.any() or never_b.any():
-        counts = f"{never_a.sum()} and {never_b.sum()} of {len(first)} never came: a bound"
-        result = replace(result, note="; ".join(part for part in (counts, result.note) if part))
-    return replace(result, verdict="inconclusive") if bound else result
+    if not (never_a.any() or never_b.any()):
+        return result
+    counts = f"{never_a.sum()} and {never_b.sum()} of {len(first)} never came"
+    return _bound(result, counts, bool(never_a.any()), bool(never_b.any()))
 
 
 def above(table: pd.DataFrame, metric: str, a: Group, claim: Claim) -> Verdict:
-    """The mean of `metric` over the seeds of `a` exceeds the threshold."""
-    return _beyond(_check(claim, "above"), _floats(_values(table, metric, a, ("seed",))))
+    """The mean of `metric` over the seeds of `a` exceeds the threshold.
+
+    Censored times make the mean a lower bound, which cannot refute the claim.
+    """
+    return _mean(table, metric, a, _check(claim, "above"), upward=True)
 
 
 def below(table: pd.DataFrame, metric: str, a: Group, claim: Claim) -> Verdict:
-    """The mean of `metric` over the seeds of `a` is below the threshold."""
-    values = _floats(_values(table, metric, a, ("seed",)))
-    return _beyond(_check(claim, "below"), values, upward=False)
+    """The mean of `metric` over the seeds of `a` is below the threshold.
+
+    Censored times make the mean a lower bound, which cannot support the claim.
+    """
+    return _mean(table, metric, a, _check(claim, "below"), upward=False)
 
 
 def sooner(
@@ -165,6 +167,8 @@ def trend(
     """
     from scipy.stats import spearmanr
 
+    _uncensored(table, metric, where)
+
     def correlation(part: pd.DataFrame) -> float:
         return float(spearmanr(part[x], part[metric]).statistic)
 
@@ -179,14 +183,19 @@ def power_law(
     """`metric` goes as a power of `x`: the log-log slope per seed equals the published one."""
 
     def slope(part: pd.DataFrame) -> float:
-        logs = np.log(part[[x, metric]].to_numpy(dtype=float))
+        numbers = part[[x, metric]].to_numpy(dtype=float)
+        if not (numbers > 0).all():
+            return math.nan
+        logs = np.log(numbers)
         return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
 
+    _uncensored(table, metric, where)
     return _near(_check(claim, "power_law", 0.0), _by_seed(table, metric, where, slope))
 
 
 def equals(table: pd.DataFrame, metric: str, a: Group, claim: Claim) -> Verdict:
     """The mean of `metric` over seeds is within `tolerance` of the published value."""
+    _uncensored(table, metric, a)
     values = _floats(_values(table, metric, a, ("seed",)))
     return _near(_check(claim, "equals", 0.0), values)
 
@@ -203,6 +212,7 @@ def equivalent(
 
     The interval shown is the 95% one; the decision rests on the 90% one, as the two tests do.
     """
+    _uncensored(table, metric, a, than)
     first, second = _paired(table, metric, a, than, pair)
     claim = _check(claim, "equivalent")
     return _within(claim, first - second, 0.0, _threshold(claim), confidence=0.90)
@@ -262,6 +272,17 @@ def all_of(claim: Claim, parts: Sequence[Verdict]) -> Verdict:
     claim = _check(claim, "all_of", 0.0) if claim.test != "against_controls" else claim
     if not parts:
         return _nothing(claim, "nothing was measured")
+    if claim.parts:
+        if len(parts) != len(claim.parts):
+            raise StudyError(
+                f"claim {claim.id}: study judges {len(parts)} parts, card.toml has "
+                f"{len(claim.parts)}"
+            )
+        said = [part.statement for part in claim.parts]
+        parts = [
+            replace(verdict, note="; ".join(word for word in (what, verdict.note) if word))
+            for what, verdict in zip(said, parts, strict=True)
+        ]
     weakest = min(parts, key=lambda part: (_ORDER[part.verdict], _margin(part)))
     return replace(weakest, claim=claim.id, parts=tuple(parts))
 
@@ -331,7 +352,10 @@ def select(table: pd.DataFrame, group: Group | None) -> pd.DataFrame:
     if missing:
         raise StudyError(f"the table has no column {missing[0]!r}")
     keep = np.logical_and.reduce(
-        [(table[name] == value).to_numpy() for name, value in group.items()]
+        [
+            (table[name].isna() if value is None else table[name] == value).to_numpy()
+            for name, value in group.items()
+        ]
     )
     return table[keep]
 
@@ -375,9 +399,13 @@ def _paired_flags(
     return first.astype(bool), second.astype(bool)
 
 
-def _uncensored(table: pd.DataFrame, metric: str, *groups: Group) -> None:
+def _any_censored(table: pd.DataFrame, metric: str, group: Group | None) -> bool:
     name = f"{metric}_censored"
-    if name in table and any(select(table, group)[name].astype(bool).any() for group in groups):
+    return name in table and bool(select(table, group)[name].astype(bool).any())
+
+
+def _uncensored(table: pd.DataFrame, metric: str, *groups: Group | None) -> None:
+    if any(_any_censored(table, metric, group) for group in groups):
         raise StudyError(f"{metric!r} has censored times, whose mean is not known: use `sooner`")
 
 
@@ -411,6 +439,22 @@ def _beyond(claim: Claim, values: Floats, upward: bool = True) -> Verdict:
     if problem:
         return _nothing(claim, problem, len(values))
     return _decide(claim, float(np.mean(values)), mean_interval(values), len(values), upward)
+
+
+def _mean(table: pd.DataFrame, metric: str, a: Group, claim: Claim, upward: bool) -> Verdict:
+    result = _beyond(claim, _floats(_values(table, metric, a, ("seed",))), upward)
+    if not _any_censored(table, metric, a):
+        return result
+    return _bound(result, "some never came", from_below=upward, from_above=not upward)
+
+
+def _bound(result: Verdict, note: str, from_below: bool, from_above: bool) -> Verdict:
+    """A verdict on a number that bounds the true one; a bound decides in one direction only."""
+    note = "; ".join(part for part in (f"{note}: a bound", result.note) if part)
+    undecided = (from_below and result.verdict == "refuted") or (
+        from_above and result.verdict == "supported"
+    )
+    return replace(result, note=note, verdict="inconclusive" if undecided else result.verdict)
 
 
 def _ratio(claim: Claim, numerator: Floats, denominator: Floats) -> Verdict:
@@ -474,8 +518,13 @@ def _within(
 def _unusable(*groups: Floats) -> str:
     if not len(groups[0]):
         return "nothing was measured: its cells were not run or failed"
-    broken = sum(int(np.isnan(values).sum()) for values in groups)
-    return f"{broken} values are not a number" if broken else ""
+    broken = sum(int((~np.isfinite(values)).sum()) for values in groups)
+    return f"{broken} values are infinite or not a number" if broken else ""
+
+
+def not_measured(claim: Claim) -> Verdict:
+    """The verdict on a claim when there is no row to judge it from."""
+    return _nothing(claim, _unusable(np.empty(0)))
 
 
 def _nothing(claim: Claim, note: str, n: int = 0) -> Verdict:
@@ -505,10 +554,18 @@ def _censored(
     from scipy.stats import CensoredData, logrank
 
     problem = _unusable(first, second)
+    if not problem and min(first.min(), second.min()) <= 0:
+        problem = "a ratio needs positive values"
     if not problem and never_a.all() and never_b.all():
         problem = "neither came within the budget"
     if problem:
         return _nothing(claim, problem, len(first))
+    counts = f"{never_a.sum()} and {never_b.sum()} of {len(first)} never came"
+    if not never_b.any():
+        # Each pair's own ratio, with the budget in the place of a time, is an upper bound.
+        capped = _bound(_ratio(claim, second, first), counts, False, True)
+        if capped.verdict == "refuted":
+            return capped
     until = min(first[never_a].min(initial=math.inf), second[never_b].min(initial=math.inf))
 
     def log_ratio(keep: npt.NDArray[np.bool_]) -> float:
@@ -525,18 +582,24 @@ def _censored(
         left_out = [log_ratio(np.arange(n) != i) for i in range(n)]
         pseudo = n * whole - (n - 1) * np.array(left_out)
     low, high = np.exp(mean_interval(pseudo))
-    p = logrank(
-        CensoredData(uncensored=first[~never_a], right=first[never_a]),
-        CensoredData(uncensored=second[~never_b], right=second[never_b]),
-    ).pvalue
+    # Without an event while both are at risk the test has nothing to divide by: no evidence.
+    with np.errstate(invalid="ignore"):
+        p = logrank(
+            CensoredData(uncensored=first[~never_a], right=first[never_a]),
+            CensoredData(uncensored=second[~never_b], right=second[never_b]),
+        ).pvalue
     result = _decide(claim, math.exp(whole), (float(low), float(high)), n)
     unsure = not p < 1 - CONFIDENCE
     threshold = _threshold(claim)
-    # The restricted ratio bounds the true one from below where `than` is censored and from above
-    # where `a` is; a bound on the wrong side decides nothing, but it never crosses 1.
-    if result.verdict == "supported" and (unsure or (never_a.any() and threshold > 1)):
+    # What came after `until` is cut there, as if it were censored. The restricted ratio bounds the
+    # true one from below where `than` is cut and from above where `a` is; a bound on the wrong
+    # side decides nothing, but it never crosses 1.
+    cut_a, cut_b = (
+        (times > until) | never for times, never in ((first, never_a), (second, never_b))
+    )
+    if result.verdict == "supported" and (unsure or (cut_a.any() and threshold != 1)):
         result = replace(result, verdict="inconclusive")
-    if result.verdict == "refuted" and never_b.any() and (unsure or not high < 1):
+    if result.verdict == "refuted" and cut_b.any() and (unsure or threshold < 1 or not high < 1):
         result = replace(result, verdict="inconclusive")
     counts = f"{never_a.sum()} and {never_b.sum()} of {n} never came by {until:g}"
     note = f"restricted means; {counts}; log-rank p = {p:.2g}"
