@@ -96,9 +96,12 @@ class Study(Generic[C]):
         """Data set -> fingerprint of the files that `cell` reads; part of the cell's identity."""
         return {}
 
-    def deterministic(self, cell: C) -> bool:
-        """Whether `cell` gives the same numbers for every seed, so that one is enough."""
-        return False
+    def seeds(self, cell: C, asked: int) -> int:
+        """Seeds of `cell` when a scale or a person asks for `asked`.
+
+        Fewer where nothing is drawn, or where a costly cell is judged well enough by fewer.
+        """
+        return asked
 
     def measure(self, cell: C, run: Run) -> Measurement:
         """Train, simulate or solve one cell for one seed; metric name -> value."""

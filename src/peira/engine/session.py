@@ -157,7 +157,7 @@ def plan(subject: Paper, study: Study[Any], request: Request) -> list[Task]:
         Task(subject.slug, cell, seed, request.max_steps, inputs, revision)
         for cell in cells
         for inputs in [tuple(sorted(study.inputs(cell).items()))]
-        for seed in range(1 if study.deterministic(cell) else seeds)
+        for seed in range(study.seeds(cell, seeds))
     ]
 
 

@@ -113,9 +113,9 @@ class Study(peira.Study[Cell]):
             return {}
         return {cell.data: fingerprint(data_files(cell.data))}
 
-    def deterministic(self, cell: Cell) -> bool:
-        """Whether the cell counts on real data, where nothing is drawn."""
-        return cell.part != "null" and cell.data != SIMULATED
+    def seeds(self, cell: Cell, asked: int) -> int:
+        """One where the cell counts on real data and nothing is drawn."""
+        return asked if cell.part == "null" or cell.data == SIMULATED else 1
 
     def measure(self, cell: Cell, run: peira.Run) -> dict[str, float]:
         """Count closures, or score and evaluate, or draw one random hypergraph."""

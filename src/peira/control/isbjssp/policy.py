@@ -1,0 +1,167 @@
+"""The dispatching network: messages over the disjunctive graph, an actor and a critic.
+
+Park, Chun, Kim, Kim, Park (2021), "Learning to schedule job-shop problems", the parent method.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from peira import PeiraError
+from peira.control.isbjssp.graph import FEATURES, Batch, collate, observe
+from peira.control.isbjssp.simulator import Episode
+from peira.engine.files import atomic_path
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two layers with a ReLU between them."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def sum_by(
+    values: Float[Tensor, "rows channels"], group: Int[Tensor, " rows"], groups: int
+) -> Float[Tensor, "groups channels"]:
+    """Sum of the rows of each group: a product with a sparse 0/1 matrix."""
+    return values.new_zeros(groups, values.shape[1]).index_add(0, group, values)
+
+
+class MessageLayer(nn.Module):
+    """One round of messages.
+
+    h_v <- MLP( ReLU MLP_p(sum of predecessors) || ReLU MLP_s(sum of successors)
+                || ReLU MLP_d(sum of the machine's other operations) || ReLU(sum of all)
+                || h_v || x_v ), then layer normalisation.
+
+    The sum over the other operations of a machine is the sum over all of them minus h_v, so a round
+    costs one pass over the nodes however many disjunctive arcs there are.
+
+    Args:
+        inputs: channels of h. features: channels of x. hidden: channels that come out.
+        disjunctive: False leaves the messages of the machine's other operations out.
+    """
+
+    def __init__(self, inputs: int, features: int, hidden: int, disjunctive: bool = True) -> None:
+        super().__init__()
+        self.predecessor = mlp(inputs, hidden, hidden)
+        self.successor = mlp(inputs, hidden, hidden)
+        self.rival = mlp(inputs, hidden, hidden) if disjunctive else None
+        self.update = mlp((2 + disjunctive) * hidden + 2 * inputs + features, hidden, hidden)
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(
+        self, h: Float[Tensor, "nodes inputs"], batch: Batch
+    ) -> Float[Tensor, "nodes hidden"]:
+        follows = batch.follows[:, None]
+        edge = h.new_zeros(1, h.shape[1])
+        before = torch.cat([edge, h[:-1]]) * follows
+        after = torch.cat([(h * follows)[1:], edge])
+        parts = [torch.relu(self.predecessor(before)), torch.relu(self.successor(after))]
+        if self.rival is not None:
+            others = sum_by(h, batch.machine, batch.machine_count)[batch.machine] - h
+            parts.append(torch.relu(self.rival(others)))
+        everything = torch.relu(sum_by(h, batch.graph, batch.graph_count))[batch.graph]
+        return self.norm(self.update(torch.cat([*parts, everything, h, batch.x], 1)))
+
+
+class DispatchNetwork(nn.Module):
+    """Scores every job that can be moved now, for shops of any size.
+
+    Also a policy: `next_action(episode)` is what `simulate_shop` and `Episode.follow` ask for.
+
+    Args:
+        hidden: channels of the node embeddings.
+        rounds: rounds of messages.
+        disjunctive: False leaves out the messages between operations of one machine.
+        static: True keeps the nodes of operations that are over.
+    """
+
+    def __init__(
+        self, hidden: int = 64, rounds: int = 2, disjunctive: bool = True, static: bool = False
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "hidden": hidden, "rounds": rounds, "disjunctive": disjunctive, "static": static,
+        }  # fmt: skip
+        self.static = static
+        features = len(FEATURES)
+        widths = [features] + [hidden] * rounds
+        self.layers = nn.ModuleList(
+            MessageLayer(inputs, features, hidden, disjunctive) for inputs in widths[:-1]
+        )
+        self.actor = mlp(2 * hidden, 32, 1)
+        self.critic = mlp(hidden, 32, 1)
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, " actions"], Float[Tensor, " graphs"]]:
+        """Unnormalised log-probability of every action, and the value of every graph."""
+        h = batch.x
+        for layer in self.layers:
+            h = layer(h, batch)
+        nodes = h.new_zeros(batch.graph_count).index_add(0, batch.graph, h.new_ones(len(h)))
+        mean = sum_by(h, batch.graph, batch.graph_count) / nodes[:, None]
+        chosen = torch.cat([h[batch.action], mean[batch.action_graph]], 1)
+        return self.actor(chosen)[:, 0], self.critic(mean)[:, 0]
+
+    @torch.no_grad()
+    def best_actions(self, episodes: Sequence[Episode]) -> Int[np.ndarray, " episodes"]:
+        """The most probable job of each episode; one pass for all."""
+        graphs = [observe(episode, self.static) for episode in episodes]
+        batch = collate(graphs)
+        logits = self(batch.to(next(self.parameters()).device))[0].cpu().numpy()
+        ends = np.cumsum([len(graph.action) for graph in graphs])[:-1]
+        return np.array(
+            [
+                graph.action_job[part.argmax()]
+                for graph, part in zip(graphs, np.split(logits, ends), strict=True)
+            ]
+        )
+
+    def next_action(self, episode: Episode) -> int:
+        """The most probable job."""
+        return int(self.best_actions([episode])[0])
+
+    def follow(self, episodes: Sequence[Episode]) -> None:
+        """Carry many episodes to their end together."""
+        for _ in rounds_of(episodes):
+            running = [episode for episode in episodes if not episode.done]
+            for episode, job in zip(running, self.best_actions(running), strict=True):
+                episode.dispatch(int(job))
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and settings to one safetensors file."""
+        from safetensors.torch import save_file
+
+        with atomic_path(Path(path)) as temporary:
+            settings = {"isbjssp": json.dumps(self.settings)}
+            save_file(self.state_dict(), temporary, settings)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DispatchNetwork:
+        """Read what `save` wrote; raises `PeiraError` if the file is something else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                settings = json.loads((file.metadata() or {})["isbjssp"])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError) as error:
+            raise PeiraError(f"{path} is not a dispatching network: {error}") from error
+        network = cls(**settings)
+        network.load_state_dict(weights)
+        return network
+
+
+def rounds_of(episodes: Sequence[Episode]) -> Iterator[None]:
+    """Take forced decisions and yield until all episodes are done."""
+    while True:
+        for episode in episodes:
+            episode.dispatch_forced()
+        if all(episode.done for episode in episodes):
+            return
+        yield
