@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 # A busy machine that runs tests side by side is no slower machine.
 os.environ.setdefault("PEIRA_PATIENCE", "2")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Of a process under test: tables in full, and a checkpoint soon enough to be killed after it.
+SMALL = {"COLUMNS": "160", "PEIRA_CHECKPOINT_SECONDS": "0.5"}
 
 
 @pytest.fixture(scope="session")
@@ -84,4 +86,4 @@ def command(*words: object) -> list[str]:
 
 def environment(plugin: Path, home: Path) -> dict[str, str]:
     """Variables of a process that sees the plug-in and has this home."""
-    return {**os.environ, "PYTHONPATH": str(plugin), "PEIRA_HOME": str(home), "COLUMNS": "160"}
+    return {**os.environ, "PYTHONPATH": str(plugin), "PEIRA_HOME": str(home), **SMALL}

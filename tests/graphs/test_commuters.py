@@ -192,6 +192,30 @@ def test_geojson_points_polygons_and_projected_coordinates(tmp_path):
     assert net.lat[0] == pytest.approx(1 / 110.6, abs=1e-4)
 
 
+def test_a_shapefile_in_projected_coordinates(tmp_path):
+    shapefile = pytest.importorskip("shapefile")
+    pyproj = pytest.importorskip("pyproj")
+    x, y = pyproj.Transformer.from_crs(4326, 32618, always_xy=True).transform(-74.0, 40.7)
+    with shapefile.Writer(str(tmp_path / "towns.shp")) as writer:
+        writer.field("id", "C")
+        writer.field("jobs", "N", decimal=1)
+        for name, shift in (("a", 0.0), ("b", 5000.0)):
+            corners = [(-1, -1), (-1, 1), (1, 1), (1, -1), (-1, -1)]
+            writer.poly([[(x + shift + 100 * i, y + 100 * j) for i, j in corners]])
+            writer.record(name, 7.5)
+    (tmp_path / "towns.prj").write_text(pyproj.CRS.from_epsg(32618).to_wkt("WKT1_ESRI"))
+    net = ODTable.from_files(tmp_path / "towns.shp")
+    table = geo.read_shapefile(tmp_path / "towns.shp")
+    assert table["id"].tolist() == ["a", "b"] and table["jobs"].tolist() == [7.5, 7.5]
+    assert table["lon"][0] == pytest.approx(-74.0, abs=1e-5)
+    assert table["lat"][0] == pytest.approx(40.7, abs=1e-5)
+    # UTM lengths are within 0.04% of those on the ground; the earth's radius adds 0.3%.
+    assert net.distance_km(net.pairs("all"))[0] == pytest.approx(5.0, rel=5e-3)
+    (tmp_path / "broken.shp").write_bytes(b"no shapes")
+    with pytest.raises(DataError, match="not a readable shapefile"):
+        geo.read_shapefile(tmp_path / "broken.shp")
+
+
 def test_broken_geojson_names_the_feature(tmp_path):
     pytest.importorskip("shapely")
     good = feature({"type": "Point", "coordinates": [7, 47]}, id="a")

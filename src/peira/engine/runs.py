@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import sys
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds of work that a kill may cost, and between two lines of progress.
-CHECKPOINT_EVERY = 10.0
+# Seconds of work that a kill may cost (large models want it rarer), and between lines of progress.
+CHECKPOINT_EVERY = float(os.environ.get("PEIRA_CHECKPOINT_SECONDS", "10"))
 PROGRESS_EVERY = 0.2
 
 

@@ -54,7 +54,7 @@ class Cell(peira.Cell):
     learning_rate: float = Field(3e-3, gt=0, description="of AdamW")
     steps: int = Field(12_000, ge=1, description="budget; what has not come by then is censored")
     patience: float | None = Field(
-        0.51,
+        0.6,
         gt=0,
         description="pruned networks are given up at this share of the dense network's time",
     )
@@ -102,14 +102,14 @@ def small_cells() -> list[Cell]:
     # Its smallest initial weights (fan-in 128, the MLP's 500) are twice the MLP's: so is its step.
     attention = Cell(network="transformer", width=128, learning_rate=6e-3, patience=1.0)
     digits = Cell(task="digits", width=200, weight_decay=0.1, learning_rate=1e-2, patience=1.0)
-    patient = addition.changed({"patience": 1.0})
+    patient, hurried = (addition.changed({"patience": share}) for share in (1.0, 0.51))
     return [
         *(source_of(base) for base in (addition, attention, digits)),
         *_varied(addition, "ticket", keep=KEPT, when=("transition",)),
         *_varied(patient, "ticket", when=("memorised",)),
         *(patient.changed({"method": m}) for m in ("shuffled", "l1-dense", "l2-dense")),
-        *(addition.changed({"method": method}) for method in AT_INITIALISATION),
-        *without_decay(addition, keep=(PUBLISHED_KEEP,)),
+        *(hurried.changed({"method": method}) for method in AT_INITIALISATION),
+        *without_decay(hurried, keep=(PUBLISHED_KEEP,)),
         *(base.changed({"method": "ticket"}) for base in (attention, digits)),
     ]
 

@@ -181,9 +181,46 @@ def read_geojson(path: str | Path, crs: str | None = None) -> pd.DataFrame:
         features = content["features"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError("not a GeoJSON file", path, expected="a FeatureCollection") from error
+    crs = crs or content.get("crs", {}).get("properties", {}).get("name")
+    return _places(features, crs, path)
+
+
+def read_shapefile(path: str | Path, crs: str | None = None) -> pd.DataFrame:
+    """Places from an ESRI shapefile of points or polygons, with its `.dbf` beside it.
+
+    Args:
+        path: the `.shp` file.
+        crs: reference system of the coordinates; default that of the `.prj` file, else WGS84.
+
+    Returns:
+        one row per shape: its attributes, and `lon`, `lat` of its centroid in degrees.
+
+    Raises:
+        DataError: no such file, not a shapefile, or a shape without a usable geometry; names the
+            shape (counted from 1).
+    """
+    import shapefile
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("no such file", path=path)
+    try:
+        with shapefile.Reader(str(path)) as reader:
+            features = reader.__geo_interface__["features"]
+    # A damaged file fails wherever its bytes stop making sense.
+    except Exception as error:
+        raise DataError(
+            f"not a readable shapefile ({error})", path, expected="a .shp with its .dbf beside it"
+        ) from error
+    projection = path.with_suffix(".prj")
+    if crs is None and projection.is_file():
+        crs = projection.read_text(encoding="utf-8")
+    return _places(features, crs, path)
+
+
+def _places(features: list[dict[str, Any]], crs: str | None, path: Path) -> pd.DataFrame:
     if not features:
         raise DataError("no features", path=path)
-    crs = crs or content.get("crs", {}).get("properties", {}).get("name")
     rows = [_read_feature(feature, crs, path, row) for row, feature in enumerate(features, 1)]
     return pd.DataFrame(rows)
 

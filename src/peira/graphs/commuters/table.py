@@ -22,6 +22,12 @@ SOUTHERNMOST = -60.0
 # Below this many flows, one-way or symmetric tables come about by chance.
 ENOUGH_TO_JUDGE_DIRECTION = 50
 
+GEOMETRY_READERS = {
+    ".geojson": geo.read_geojson,
+    ".json": geo.read_geojson,
+    ".shp": geo.read_shapefile,
+}
+
 
 class ODTable:
     """An origin-destination table: places, their indicators, and the flows between them.
@@ -106,13 +112,14 @@ class ODTable:
         crs: str | None = None,
         **options: object,
     ) -> Self:
-        """Read places from CSV, TSV or GeoJSON and flows from CSV or TSV.
+        """Read places from CSV, TSV, GeoJSON or a shapefile and flows from CSV or TSV.
 
         Ids are read as text, so "01" and "1" are different places. Other arguments as for the
         class. Raises `DataError` naming file, row, column and value.
         """
-        if Path(places).suffix.lower() in {".geojson", ".json"}:
-            place_table, place_crs = geo.read_geojson(places, crs), None
+        read = GEOMETRY_READERS.get(Path(places).suffix.lower())
+        if read is not None:
+            place_table, place_crs = read(places, crs), None
             place_table.attrs = {"path": places, "first_row": 1}
         else:
             place_table, place_crs = read_table(places, {place: "str"}), crs

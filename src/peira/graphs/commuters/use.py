@@ -25,7 +25,8 @@ from peira.graphs.commuters.table import ODTable
 __all__ = ["baselines", "compare", "fit", "importance", "predict", "rebuild", "score"]
 
 PLACES = Annotated[
-    Path, typer.Argument(help="CSV or TSV with id, lon, lat and indicators, or GeoJSON")
+    Path,
+    typer.Argument(help="CSV or TSV with id, lon, lat and indicators, GeoJSON, or a shapefile"),
 ]
 FLOWS = Annotated[Path, typer.Argument(help="CSV or TSV with origin, destination, flow")]
 MODEL = Annotated[Path, typer.Argument(help="model file written by fit")]
