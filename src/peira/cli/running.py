@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -16,7 +16,7 @@ from peira.cli.catalogue import claims_table
 from peira.engine.catalogue import paper
 from peira.engine.progress import Bars
 from peira.engine.report import write_report
-from peira.engine.session import Request, Result, finite, record, run_study
+from peira.engine.session import Request, Result, run_study
 
 
 def run_and_print(request: Request, as_json: bool) -> int:
@@ -32,10 +32,11 @@ def run_and_print(request: Request, as_json: bool) -> int:
         words.print("stopped: finished cells are kept, and the same command continues")
         return 130
     page, _ = write_report([request.slug], result.folder / "report.html", result.folder)
+    kept = json.loads((result.folder / "result.json").read_text(encoding="utf-8"))
     if as_json:
-        print(json.dumps(as_data(result, str(page)), indent=1, allow_nan=False))
+        print(json.dumps(as_data(kept, str(page)), indent=1, allow_nan=False))
     else:
-        print_result(result, str(page))
+        print_result(result, kept, str(page))
     for outcome in result.failed:
         words.print(
             f"[red]failed[/] {escape(outcome.label)}: {escape(outcome.reason)}", soft_wrap=True
@@ -62,44 +63,33 @@ def _prints_to_stderr() -> Iterator[None]:
         os.close(ours)
 
 
-def as_data(result: Result, page: str) -> dict[str, Any]:
+def as_data(kept: Mapping[str, Any], page: str) -> dict[str, Any]:
     """The result as `run --json` gives it."""
-    card = paper(result.request.slug).card
-    kept = record(result)
-    claims = []
-    for claim, verdict in zip(card.claims, result.verdicts, strict=True):
-        claims.append(
+    judged = ("verdict", "effect", "ci", "n", "unit", "threshold", "note")
+    return {
+        "paper": kept["paper"],
+        "scale": kept["scale"],
+        "seeds": kept["seeds"],
+        "claims": [
             {
                 "id": claim.id,
                 "statement": claim.statement,
                 "published": claim.published.model_dump(),
-                "verdict": verdict.verdict,
-                "effect": verdict.effect,
-                "ci": list(verdict.ci),
-                "n": verdict.n,
-                "unit": verdict.unit,
-                "threshold": verdict.threshold,
-                "note": verdict.note,
+                **{name: verdict[name] for name in judged},
             }
-        )
-    data: dict[str, Any] = finite(
-        {
-            "paper": result.request.slug,
-            "scale": result.request.scale,
-            "seeds": kept["seeds"],
-            "claims": claims,
-            "failed": kept["failed"],
-            "store": result.store,
-            "report": page,
-        }
-    )
-    return data
+            for claim, verdict in zip(
+                paper(kept["paper"]).card.claims, kept["verdicts"], strict=True
+            )
+        ],
+        "failed": kept["failed"],
+        "store": kept["store"],
+        "report": page,
+    }
 
 
-def print_result(result: Result, page: str) -> None:
+def print_result(result: Result, kept: Mapping[str, Any], page: str) -> None:
     """The verdict table and where everything is."""
     console = Console(highlight=False, soft_wrap=False)
-    kept = record(result)
     card = paper(result.request.slug).card
     console.print(f"[bold]{escape(card.title)}[/]")
     console.print(claims_table(card, kept["verdicts"]))

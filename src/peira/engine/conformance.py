@@ -24,8 +24,9 @@ from pathlib import Path
 from peira.engine import runs
 from peira.engine.catalogue import Paper
 from peira.engine.errors import nearest
+from peira.engine.files import write_json
 from peira.engine.report import write_report
-from peira.engine.session import Request, draw, group, judge, plan, record
+from peira.engine.session import Request, Result, draw, group, judge, plan, record
 from peira.engine.tasks import BatchWarning, Job, Outcome, Task, perform
 
 SMOKE_SECONDS = 10.0
@@ -89,9 +90,6 @@ def smoke_is_quick_and_judged(paper: Paper, folder: Path) -> None:
     draw(study, outcomes, folder)
     assert (folder / "figure.png").stat().st_size > 5000
     with _home(folder):
-        from peira.engine.files import write_json
-        from peira.engine.session import Result
-
         result = Result(Request(paper.slug, "smoke"), verdicts, outcomes, folder, "", seconds)
         write_json(folder / "result.json", record(result))
         page, _ = write_report([paper.slug], folder / "report.html", folder)

@@ -601,6 +601,5 @@ def _censored(
         result = replace(result, verdict="inconclusive")
     if result.verdict == "refuted" and cut_b.any() and (unsure or threshold < 1 or not high < 1):
         result = replace(result, verdict="inconclusive")
-    counts = f"{never_a.sum()} and {never_b.sum()} of {n} never came by {until:g}"
-    note = f"restricted means; {counts}; log-rank p = {p:.2g}"
+    note = f"restricted means; {counts} by {until:g}; log-rank p = {p:.2g}"
     return replace(result, note="; ".join(part for part in (note, result.note) if part))
