@@ -1,5 +1,5 @@
-"""Papers of the room `dynamics`; their public names are importable from here."""
+"""Papers of the room `dynamics` and its probes; their public names are importable from here."""
 
 from peira.engine.lazy import room
 
-__getattr__, __dir__ = room(__name__)
+__getattr__, __dir__ = room(__name__, "probes")

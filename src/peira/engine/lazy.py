@@ -29,22 +29,28 @@ def exports(
     return sorted(home), __getattr__, lambda: sorted(home)
 
 
-def room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def room(package: str, *shared: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a field: what its papers' cards name `public`.
 
     A name comes from the `method` module of the paper that lists it. Cards are read when the
     first name is asked for, so that importing a field costs nothing.
+
+    Args:
+        package: the field's `__name__`.
+        shared: its subpackages that belong to no paper; what their `__all__` lists is public too.
     """
 
     @cache
     def home() -> dict[str, str]:
         folders = [Path(place) for place in import_module(package).__path__]
         cards = sorted(card for folder in folders for card in folder.glob("*/card.toml"))
-        return {
+        of_papers = {
             name: f"{package}.{card.parent.name}.method"
             for card in cards
             for name in tomllib.loads(card.read_text(encoding="utf-8"))["public"]
         }
+        parts = [f"{package}.{part}" for part in shared]
+        return of_papers | {name: part for part in parts for name in import_module(part).__all__}
 
     def __getattr__(name: str) -> Any:
         # Python asks for dunders on every import; no paper has such a name.
