@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from peira.engine.cards import Card
+from peira.engine.catalogue import Paper, published
 from peira.engine.errors import CardError
 
 GOOD = (Path(__file__).parents[1] / "plugin/src/peira_tiny/coin/card.toml").read_text()
@@ -22,8 +23,30 @@ def test_a_good_card(tmp_path):
     card = read(tmp_path, GOOD)
     assert card.ids() == ["C1", "C2"]
     assert card.claim("C1").threshold == 0.1
-    assert card.claim("C1").published.shown("share") == "0.2 share"
-    assert card.claim("C2").published.shown("x") == "sooner"
+    assert published(card.claim("C1")) == "0.2 share"
+    assert published(card.claim("C2")) == "sooner"
+
+
+def test_the_kept_copy_is_that_of_the_card_until_it_changes(tmp_path, home, monkeypatch):
+    package = tmp_path / "kept_coin"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    card = package / "card.toml"
+    card.write_text(GOOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    first = Paper("tiny-coin", "kept_coin")
+    assert first.record == Card.read(card).model_dump(mode="json")
+    assert first.facts.claims[0].published.value == 0.2
+    # The second reader does not check the card again.
+    monkeypatch.setattr(Card, "read", None)
+    assert Paper("tiny-coin", "kept_coin").record == first.record
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    card.write_text(GOOD.replace("year = 2024", "year = 2019"))
+    assert Paper("tiny-coin", "kept_coin").facts.year == 2019
+    card.write_text(GOOD.replace("year = 2024", "year = 24"))
+    with pytest.raises(CardError, match="got 24"):
+        _ = Paper("tiny-coin", "kept_coin").record
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from peira.engine.cards import Card
-from peira.engine.catalogue import Paper, papers
+from peira.engine.catalogue import Paper, papers, published
 from peira.engine.errors import PeiraError, nearest
 
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
@@ -24,14 +23,14 @@ SHOWN = ("supported", "refuted", "inconclusive")
 def find(words: Sequence[str], field: str) -> list[Paper]:
     """Papers of a field whose title, facts or claims hold all the words, in any case."""
     everything = sound(papers())
-    fields = {paper.card.field for paper in everything}
+    fields = {paper.facts.field for paper in everything}
     if field and field not in fields:
         raise PeiraError(f"no field {field!r}; {nearest(field, fields)}")
     return [
         paper
         for paper in everything
-        if (not field or paper.card.field == field)
-        and all(word.lower() in _text(paper.card) for word in words)
+        if (not field or paper.facts.field == field)
+        and all(word.lower() in _text(paper.facts) for word in words)
     ]
 
 
@@ -40,14 +39,14 @@ def sound(found: Sequence[Paper]) -> list[Paper]:
     readable = []
     for paper in found:
         try:
-            _ = paper.card
+            _ = paper.facts
             readable.append(paper)
         except PeiraError as error:
             print(f"peira: left out: {error}", file=sys.stderr)
     return readable
 
 
-def _text(card: Card) -> str:
+def _text(card: Any) -> str:
     claims = [claim.statement for claim in card.claims]
     parts = [card.slug, card.title, card.summary, card.field, *card.authors, *card.abstract]
     return "\n".join([*parts, *claims]).lower()
@@ -60,7 +59,7 @@ def counts(last: Mapping[str, Any] | None) -> dict[str, int]:
 
 def summary(paper: Paper) -> dict[str, Any]:
     """A paper in one record, for `list --json`."""
-    card, last = paper.card, paper.last()
+    card, last = paper.facts, paper.last()
     return {
         "slug": card.slug,
         "number": card.number,
@@ -75,7 +74,7 @@ def summary(paper: Paper) -> dict[str, Any]:
 
 def details(paper: Paper) -> dict[str, Any]:
     """The whole card with the last verdicts, for `show --json`."""
-    return {**paper.card.model_dump(mode="json"), "last_run": paper.last()}
+    return {**paper.record, "last_run": paper.last()}
 
 
 def print_list(found: Sequence[Paper]) -> None:
@@ -83,7 +82,7 @@ def print_list(found: Sequence[Paper]) -> None:
     if not found:
         raise PeiraError("no paper has all of these words")
     rows = [("paper", "field", "last verdicts", "what it does")]
-    rows += [(p.card.slug, p.card.field, _state(p), escape(p.card.summary)) for p in found]
+    rows += [(p.facts.slug, p.facts.field, _state(p), escape(p.facts.summary)) for p in found]
     lines = [[Text.from_markup(cell) for cell in row] for row in rows]
     widths = [max(cell.cell_len for cell in column) for column in zip(*lines, strict=True)]
     console = Console(highlight=False, width=None if Console().is_terminal else 160)
@@ -101,7 +100,7 @@ def _state(paper: Paper) -> str:
 
 def print_card(paper: Paper) -> None:
     """The card as a page for the terminal."""
-    card, last = paper.card, paper.last()
+    card, last = paper.facts, paper.last()
     console = Console(highlight=False)
     console.print(f"[bold]{escape(card.title)}[/]")
     console.print(f"{escape(', '.join(card.authors))}, {card.year}", style="dim")
@@ -122,7 +121,7 @@ def print_card(paper: Paper) -> None:
     console.print(f"\npeira run {card.slug} --scale small\npeira use {card.slug} --help")
 
 
-def claims_table(card: Card, verdicts: Sequence[Mapping[str, Any]]) -> Table:
+def claims_table(card: Any, verdicts: Sequence[Mapping[str, Any]]) -> Table:
     """Claims with the published numbers, beside what was measured."""
     measured = {verdict["claim"]: verdict for verdict in verdicts}
     table = Table("", "claim", "measured [95% CI]", "verdict", padding=(0, 1), show_lines=True)
@@ -131,7 +130,7 @@ def claims_table(card: Card, verdicts: Sequence[Mapping[str, Any]]) -> Table:
     for claim in card.claims:
         verdict = measured.get(claim.id)
         words = escape(claim.statement)
-        words += f"\n[dim]published: {escape(claim.published.shown(claim.unit))}[/]"
+        words += f"\n[dim]published: {escape(published(claim))}[/]"
         if verdict and verdict["note"]:
             words += f"\n[dim]measured: {escape(verdict['note'])}[/]"
         table.add_row(

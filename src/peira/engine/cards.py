@@ -41,11 +41,6 @@ class Published(_Strict):
     text: str = ""
     where: Text
 
-    def shown(self, unit: str = "") -> str:
-        """The number with its unit, then the words."""
-        number = "" if self.value is None else f"{self.value:g} {unit}".strip()
-        return "; ".join(part for part in (number, self.text) if part) or "no number"
-
 
 class Test(_Strict):
     """How a claim, or one part of it, is judged; fixed before the run."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from peira.engine.cards import Card
-from peira.engine.errors import CardError, PeiraError, StudyError, nearest
-from peira.engine.files import home, read_json
+from peira.engine.errors import CardError, DiskError, PeiraError, StudyError, nearest
+from peira.engine.files import home, read_json, write_json
 
 if TYPE_CHECKING:
+    from peira.engine.cards import Card
     from peira.engine.cells import Study
 
 GROUP = "peira.papers"
@@ -49,6 +50,8 @@ class Paper:
     @cached_property
     def card(self) -> Card:
         """What the paper claims; raises `CardError` when `card.toml` is wrong."""
+        from peira.engine.cards import Card
+
         path = self.folder / "card.toml"
         card = Card.read(path)
         if card.slug != self.slug:
@@ -56,6 +59,29 @@ class Paper:
                 f"{path}: slug: {card.slug!r} differs from its entry point {self.slug!r}"
             )
         return card
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What `card` holds, as JSON values, for those who only show it.
+
+        They come from a copy that was kept when the card was last checked, as long as neither the
+        card nor its schema has changed: checking all cards would take most of the time that
+        `peira list` has. Raises `CardError` as `card` does.
+        """
+        kept_at = home() / "cards" / f"{self.slug}.json"
+        stamp = [_stamp(self.folder / "card.toml"), _stamp(Path(__file__).with_name("cards.py"))]
+        kept = read_json(kept_at)
+        if not kept or kept["stamp"] != stamp:
+            kept = {"stamp": stamp, "card": self.card.model_dump(mode="json")}
+            # Where nothing can be kept, cards are checked every time.
+            with suppress(DiskError):
+                write_json(kept_at, kept)
+        return cast(dict[str, Any], kept["card"])
+
+    @cached_property
+    def facts(self) -> Any:
+        """`record` with the attributes of `Card`: `facts.claims[0].published.where`."""
+        return _attributes(self.record)
 
     def study(self) -> Study[Any]:
         """The paper's study; imports what it needs.
@@ -66,7 +92,7 @@ class Paper:
         found = getattr(module, "Study", None)
         if not inspect.isclass(found):
             raise StudyError(f"{self.package}.study has no class `Study`")
-        make = cast(Callable[[Card], "Study[Any]"], found)
+        make = cast("Callable[[Card], Study[Any]]", found)
         return make(self.card)
 
     def module(self, name: str) -> ModuleType:
@@ -92,6 +118,29 @@ class Paper:
         found = [read_json(path) for path in self.records.glob("*/result.json")]
         results = [result for result in found if result and not result["changed"]]
         return max(results, key=lambda result: str(result["finished_at"]), default=None)
+
+
+def _stamp(path: Path) -> list[Any]:
+    """Changes whenever the file does; None for the time of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path), None, None]
+    return [str(path), found.st_mtime_ns, found.st_size]
+
+
+def _attributes(value: Any) -> Any:
+    """JSON with attributes in place of keys, as the models have them."""
+    if isinstance(value, dict):
+        return SimpleNamespace(**{name: _attributes(inside) for name, inside in value.items()})
+    return [_attributes(inside) for inside in value] if isinstance(value, list) else value
+
+
+def published(claim: Any) -> str:
+    """The number that a claim's paper gives, with its unit, then the words."""
+    value, unit, text = claim.published.value, claim.unit, claim.published.text
+    number = "" if value is None else f"{value:g} {unit}".strip()
+    return "; ".join(part for part in (number, text) if part) or "no number"
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
@@ -42,6 +41,8 @@ def room(package: str, *shared: str) -> tuple[Callable[[str], Any], Callable[[],
 
     @cache
     def home() -> dict[str, str]:
+        import tomllib
+
         folders = [Path(place) for place in import_module(package).__path__]
         cards = sorted(card for folder in folders for card in folder.glob("*/card.toml"))
         of_papers = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peira.engine.catalogue import Paper, paper, papers
+from peira.engine.catalogue import Paper, paper, papers, published
 from peira.engine.errors import PeiraError
 from peira.engine.files import read_json, write_text
 
@@ -38,7 +38,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "published": published}
     page = environment.get_template("report.html.jinja").render(sections=sections)
     write_text(path, page)
     return path.resolve(), [section["card"].slug for section in sections]
