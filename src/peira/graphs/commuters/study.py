@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,8 +12,15 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    AdaBoostRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 
@@ -38,7 +45,10 @@ from peira.graphs.commuters.simulator import simulate_commuters
 from peira.graphs.commuters.spatial_models import GravityModel, RadiationModel
 from peira.graphs.commuters.table import ODTable
 
-LEARNERS = ("trees", "trees-totals", "distance", "indicators", "logistic", "forest")
+LEARNERS = (
+    "trees", "trees-totals", "distance", "indicators", "logistic", "forest", "neighbours",
+    "adaboost", "mlp",
+)  # fmt: skip
 SPATIAL = {
     "log-linear": lambda: GravityModel(estimation="log-linear"),
     "gravity": lambda: GravityModel(),
@@ -58,8 +68,8 @@ class Cell(peira.Cell):
     data: Literal["new-york", "simulated"] = "new-york"
     method: Literal[
         "trees", "trees-totals", "distance", "indicators", "logistic", "forest",
-        "log-linear", "gravity", "gravity-exponential", "gravity-origin", "gravity-doubly",
-        "gravity-links", "radiation",
+        "neighbours", "adaboost", "mlp", "log-linear", "gravity", "gravity-exponential",
+        "gravity-origin", "gravity-doubly", "gravity-links", "radiation",
     ] = "trees"  # fmt: skip
     split: Split = Field("random", description="what training and test pairs may share")
     min_flow: float = Field(0.0, ge=0, description="smallest flow that is a link, people")
@@ -257,24 +267,58 @@ def make_learner(cell: Cell, seed: int) -> CommuterModel:
         model.set_params(indicators=[])
     elif cell.method == "indicators":
         model.set_params(use_distance=False)
-    elif cell.method == "logistic":
-        model.set_params(
-            classifier=_linear(LogisticRegression(max_iter=1000), seed),
-            regressor=_linear(LinearRegression(), seed),
-        )
-    elif cell.method == "forest":
-        shared = {"n_estimators": 100, "min_samples_leaf": 3, "max_features": "sqrt"}
-        model.set_params(
-            classifier=RandomForestClassifier(random_state=seed, **shared),
-            regressor=RandomForestRegressor(random_state=seed, **shared),
-        )
+    elif cell.method in OTHERS:
+        classifier, regressor = OTHERS[cell.method](seed)
+        model.set_params(classifier=classifier, regressor=regressor)
     return model
 
 
-def _linear(model: Any, seed: int) -> Any:
-    # Counts and distances are skewed over decades: linear models get their normal scores.
+def _on_scores(model: Any, seed: int) -> Any:
+    # Counts and distances are skewed over decades: what is not a tree gets their normal scores.
     scores = QuantileTransformer(n_quantiles=50, output_distribution="normal", random_state=seed)
     return make_pipeline(scores, model)
+
+
+def _linear(seed: int) -> tuple[Any, Any]:
+    return _on_scores(LogisticRegression(max_iter=1000), seed), _on_scores(LinearRegression(), seed)
+
+
+def _forest(seed: int) -> tuple[Any, Any]:
+    settings = {"n_estimators": 100, "min_samples_leaf": 3, "max_features": "sqrt"}
+    return (
+        RandomForestClassifier(random_state=seed, **settings),
+        RandomForestRegressor(random_state=seed, **settings),
+    )
+
+
+def _neighbours(seed: int) -> tuple[Any, Any]:
+    settings = {"n_neighbors": 15, "weights": "distance"}
+    return (
+        _on_scores(KNeighborsClassifier(**settings), seed),
+        _on_scores(KNeighborsRegressor(**settings), seed),
+    )
+
+
+def _adaboost(seed: int) -> tuple[Any, Any]:
+    return (
+        AdaBoostClassifier(n_estimators=100, random_state=seed),
+        AdaBoostRegressor(n_estimators=100, random_state=seed),
+    )
+
+
+def _mlp(seed: int) -> tuple[Any, Any]:
+    settings = {"hidden_layer_sizes": (64,), "early_stopping": True, "random_state": seed}
+    return _on_scores(MLPClassifier(**settings), seed), _on_scores(MLPRegressor(**settings), seed)
+
+
+# The paper's other learners: classifier of links and regressor of flows.
+OTHERS: Mapping[str, Callable[[int], tuple[Any, Any]]] = {
+    "logistic": _linear,
+    "forest": _forest,
+    "neighbours": _neighbours,
+    "adaboost": _adaboost,
+    "mlp": _mlp,
+}
 
 
 def measure_learner(net: ODTable, sample: Sample, cell: Cell, seed: int) -> dict[str, float]:
