@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import math
-import struct
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,9 +14,10 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
+from peira.data import images
 from peira.data.errors import DataError
 from peira.data.modular import Split, modular_table, split_table
-from peira.dynamics.grokking_tickets import figure, images, method, model, structure, study, use
+from peira.dynamics.grokking_tickets import figure, method, model, structure, study, use
 from peira.engine.errors import PeiraError
 from peira.nn import pruning
 
@@ -348,39 +346,6 @@ def test_a_study_pairs_methods_by_seed_and_marks_what_never_came() -> None:
     dense = table[table["method"] == "dense"]
     assert (dense["speed_up"] == 1).all()
     assert dense["generalise_step"].nunique() == 2
-
-
-def test_digits_are_split_exactly() -> None:
-    split = images.digit_images(generator())
-    assert split.train_inputs.shape == (200, 64)
-    assert split.test_inputs.shape == (1597, 64)
-    assert split.train_inputs.min() == 0
-    assert split.train_inputs.max() == 1
-
-
-def idx_file(path: Path, array: np.ndarray, cut: int = 0) -> Path:
-    shape = struct.pack(f">{array.ndim}I", *array.shape)
-    content = bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
-    path.write_bytes(gzip.compress(content[: len(content) - cut]))
-    return path
-
-
-def test_idx_files_round_trip_and_broken_ones_are_refused(tmp_path: Path) -> None:
-    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    assert np.array_equal(images.read_idx(idx_file(tmp_path / "a.gz", array)), array)
-    with pytest.raises(DataError, match="do not hold its shape"):
-        images.read_idx(idx_file(tmp_path / "b.gz", array, cut=1))
-    (tmp_path / "c").write_bytes(b"PNG picture")
-    with pytest.raises(DataError, match="not an IDX file"):
-        images.read_idx(tmp_path / "c")
-
-
-def test_mnist_is_read_from_the_official_files(real_data: Path) -> None:
-    split = images.mnist_images(generator())
-    assert split.train_inputs.shape == (1000, 784)
-    assert split.test_inputs.shape == (9000, 784)
-    counts = torch.bincount(torch.cat([split.train_labels, split.test_labels]))
-    assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ __all__, __getattr__, __dir__ = exports(
     __name__,
     {
         "errors": ["DataError", "MissingData"],
+        "images": ["digits", "mnist", "read_cifar", "read_idx"],
         "hypergraph": ["TemporalHypergraph"],
         "modular": ["Split", "modular_table", "split_table"],
         "planetoid": ["AttributedGraph", "read_gnn_npz", "read_planetoid"],

@@ -1,11 +1,11 @@
-"""Pictures: scikit-learn's digits, MNIST's test file, a person's own IDX files."""
+"""Pictures: scikit-learn's digits, MNIST's test file, a person's own IDX and CIFAR files."""
 
 from __future__ import annotations
 
 import gzip
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,42 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     if not shape or len(content) - start != int(np.prod(shape)):
         raise DataError(f"{len(content)} bytes do not hold its shape {shape}", path=path)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def read_cifar(path: Path, classes: Literal[10, 100] = 10) -> Pictures:
+    """One file of the binary version of CIFAR-10 or CIFAR-100.
+
+    Args:
+        path: such as `data_batch_1.bin` or `train.bin`.
+        classes: 10, or 100 for the fine labels of CIFAR-100.
+
+    Returns:
+        (n, 3, 32, 32) pixels from 0 to 255, and labels.
+
+    Raises:
+        DataError: a size that is no whole number of records, or an impossible label.
+    """
+    # CIFAR-100 has the coarse label before the fine one.
+    labels = 1 if classes == 10 else 2
+    record = labels + 3 * 32 * 32
+    try:
+        raw = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(error.strerror or str(error), path=path) from error
+    if not len(raw) or len(raw) % record:
+        raise DataError(
+            f"not the binary version of CIFAR-{classes}", path=path, value=f"{len(raw)} bytes",
+            expected=f"records of {record} bytes",
+        )  # fmt: skip
+    rows = raw.reshape(-1, record)
+    label = rows[:, labels - 1]
+    wrong = np.flatnonzero(label >= classes)
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            "impossible label", path, row + 1, value=int(label[row]), expected=f"0 to {classes - 1}"
+        )
+    return rows[:, labels:].reshape(-1, 3, 32, 32), label
 
 
 def digit_images(generator: torch.Generator, train: int = 200) -> Split:

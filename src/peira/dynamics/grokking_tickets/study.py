@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import nn
 
 import peira
+from peira.data.images import digit_images, mnist_images, mnist_paths
 from peira.data.modular import Split, modular_table, split_table
-from peira.dynamics.grokking_tickets.images import digit_images, mnist_images, mnist_paths
 from peira.dynamics.grokking_tickets.method import (
     FROM_TICKET,
     Checkpoint,

@@ -1,0 +1,1 @@
+"""Critical learning periods of deep linear networks (Kleinman, Achille and Soatto 2023)."""
