@@ -23,7 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from peira.data.errors import DataError
-from peira.engine.errors import PeiraError, nearest
+from peira.dynamics.probes.parameters import flatten, select, unflatten
+from peira.engine.errors import PeiraError
 
 Kind = Literal["hessian", "ggn"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -209,10 +210,9 @@ class _Point:
         self.model, self.loss = model, loss
         self.random_layers = _random_layers(model)
         _warn_of(self.random_layers)
-        chosen = select_parameters(model, params)
-        self.names = list(chosen)
-        self.shapes = [value.shape for value in chosen.values()]
-        self.flat = flatten(chosen.values())
+        chosen = select(model, params)
+        self.chosen = chosen
+        self.flat = flatten(chosen)
         # Clones, so that training the model on does not move the point.
         everything = dict(model.named_parameters()) | dict(model.named_buffers())
         self.others = {
@@ -220,7 +220,7 @@ class _Point:
         }
 
     def outputs(self, flat: Tensor, inputs: Tensor) -> Tensor:
-        values = dict(zip(self.names, unflatten(flat, self.shapes), strict=True))
+        values = unflatten(flat, self.chosen)
         return functional_call(self.model, {**self.others, **values}, (inputs,))
 
     def check(self, inputs: Tensor, targets: Tensor, additive: bool) -> None:
@@ -335,45 +335,6 @@ def _warn_of(layers: Sequence[nn.Module]) -> None:
         )
 
 
-def select_parameters(model: nn.Module, params: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The parameters that train, by name; with `params`, those of these names or prefixes.
-
-    Raises `DataError` for a name that fits none, and when nothing is left.
-    """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if params is None:
-        chosen = trainable
-    else:
-        for wanted in params:
-            if not any(_fits(name, wanted) for name in trainable):
-                raise DataError(
-                    f"no parameter {wanted!r} that trains; {nearest(wanted, trainable)}"
-                )
-        chosen = {
-            name: value
-            for name, value in trainable.items()
-            if any(_fits(name, wanted) for wanted in params)
-        }
-    if not chosen:
-        raise DataError("the model has no parameter that trains")
-    return chosen
-
-
-def _fits(name: str, wanted: str) -> bool:
-    return name == wanted or name.startswith(wanted.removesuffix(".") + ".")
-
-
-def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " size"]:
-    """One detached vector of all entries, in order."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
-def unflatten(vector: Float[Tensor, " size"], shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """The inverse of `flatten` for tensors of these shapes."""
-    parts = vector.split([shape.numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
 def gather(data: Data) -> tuple[Tensor, Tensor]:
     """All (inputs, targets) as two tensors; raises `DataError` for none or unequal lengths."""
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor):
@@ -486,8 +447,9 @@ def lanczos(
 
 def _orthogonal(vectors: Tensor, basis: Tensor) -> Tensor:
     """The part of each vector that is orthogonal to the rows of its basis."""
-    shares = basis @ vectors[:, :, None]
-    return vectors - (shares.mT @ basis)[:, 0]
+    # Several times as fast as the same two products by `@`.
+    shares = torch.einsum("kp,ksp->ks", vectors, basis)
+    return vectors - torch.einsum("ks,ksp->kp", shares, basis)
 
 
 def _closing(diagonal: Tensor, coupling: Tensor, step: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from peira.data.errors import DataError
+from peira.engine.errors import nearest
 
 
 def select(model: nn.Module, params: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -26,19 +27,18 @@ def select(model: nn.Module, params: Sequence[str] | None = None) -> dict[str, T
     if params is None:
         found = {name: p for name, p in named.items() if p.requires_grad}
     else:
-        found = {}
         for prefix in params:
-            here = {n: p for n, p in named.items() if n == prefix or n.startswith(f"{prefix}.")}
-            if not here:
-                raise DataError(
-                    "the module has no such parameter",
-                    value=prefix,
-                    expected=f"one of {', '.join(named) or 'none'}",
-                )
-            found |= here
+            if not any(_fits(name, prefix) for name in named):
+                raise DataError(f"the module has no parameter {prefix!r}; {nearest(prefix, named)}")
+        # In the module's order, whatever the order of `params`.
+        found = {n: p for n, p in named.items() if any(_fits(n, prefix) for prefix in params)}
     if not found:
         raise DataError("the module has no parameter to look at", expected="requires_grad=True")
     return {name: p.detach() for name, p in found.items()}
+
+
+def _fits(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix.removesuffix(".") + ".")
 
 
 def refuse_batch_coupling(model: nn.Module) -> None:
