@@ -81,6 +81,7 @@ def perceptron() -> nn.Module:
 
 
 MODELS = {
+    "linear": (lambda: nn.Linear(4, 3), (4,)),
     "mlp": (perceptron, (4,)),
     "in-place": (
         lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)),

@@ -387,9 +387,11 @@ def _block(
     for name in left:
         (a, d), (b, e) = left[name], right[name]
         weight, bias = _scales(layers[name])
-        if f"{name}.weight" in chosen:
+        # A model that is itself a linear map has no name.
+        prefix = f"{name}." if name else ""
+        if f"{prefix}weight" in chosen:
             parts.append(weight**2 * _weight_kernel(a, d, b, e, mode))
-        if f"{name}.bias" in chosen:
+        if f"{prefix}bias" in chosen:
             sums, others = d.sum(2).transpose(0, 1), e.sum(2).transpose(0, 1)
             parts.append(bias**2 * _contract(sums, others, mode))
     return torch.stack(parts).sum(0)

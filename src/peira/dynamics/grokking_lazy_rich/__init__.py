@@ -1,0 +1,1 @@
+"""Grokking as the passage from lazy to feature-learning training (Kumar et al. 2024)."""
