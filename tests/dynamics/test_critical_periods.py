@@ -772,7 +772,7 @@ def test_bad_matrices_are_named(tmp_path, text, message) -> None:
 
 def test_bad_arrays_are_named(tmp_path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1, None]], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="not a readable array"):
+    with pytest.raises(DataError, match=r"not a readable \.npy"):
         matrices.read_matrix(tmp_path / "a.npy")
     np.save(tmp_path / "b.npy", np.array([[1, np.inf], [0, 1]]))
     with pytest.raises(DataError, match="row 1, column 2: infinite entry"):

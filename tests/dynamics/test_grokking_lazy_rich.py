@@ -752,7 +752,7 @@ def test_forecast_and_sweep_commands(
     ("content", "words"),
     [
         ("a,b,y\n1,2,3\n4,oops,6\n", r"row 3, column 'b'.*'oops'.*a number"),
-        ("a,b,y\n1,2,3\n4,,6\n", r"row 3, column 'b'.*finite number"),
+        ("a,b,y\n1,2,3\n4,,6\n", r"row 3, column 'b': missing value"),
         ("a,b,y\n1,2,3\n4,5,3\n", "constant targets.*targets that vary"),
         ("a,b,y\n1,2,3\n", "too few rows"),
         ("y\n1\n2\n", "no columns beside 'y'"),
@@ -771,7 +771,7 @@ def test_bad_tables_are_refused(tmp_path: Path, content: str, words: str) -> Non
     [
         ({"X": np.zeros((3, 2))}, "no array 'y'"),
         ({"X": np.zeros((3, 2)), "y": np.arange(4)}, "shapes"),
-        ({"X": np.full((3, 2), np.nan), "y": np.arange(3)}, r"row 0, column 'X\[:, 0\]'"),
+        ({"X": np.full((3, 2), np.nan), "y": np.arange(3)}, r"row 1, column 1: missing value"),
         ({"X": np.array([["a"]]), "y": np.arange(1)}, "column 'X'.*numbers"),
     ],
 )

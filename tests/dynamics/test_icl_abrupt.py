@@ -599,7 +599,7 @@ def test_own_items_from_table_to_report(tmp_path: Path, capsys: pytest.CaptureFi
     assert "swapped labels" in capsys.readouterr().out
     use.scores(maps)
     scored = capsys.readouterr().out
-    values, ids, names = features.read_features(items)
+    values, ids, names = features.read_items(items)
     assert values.shape == (48, 5) and names[3] == "kind 3" and ids[20] == 3
     # The network that was written is the one that was trained.
     loaded, settings = use._read_net(net)
@@ -611,7 +611,7 @@ def test_own_items_from_table_to_report(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_data_set_becomes_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     use.features("digits", tmp_path / "digits.npz", dim=15)
-    values, ids, names = features.read_features(tmp_path / "digits.npz")
+    values, ids, names = features.read_items(tmp_path / "digits.npz")
     assert values.shape == (1797, 15) and names == [str(n) for n in range(10)]
     assert "1,797 items of 10 classes" in capsys.readouterr().out
     assert int(ids.bincount()[0]) == 178
@@ -623,7 +623,7 @@ def test_a_data_set_becomes_features(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("cells", "message"),
     [
         ({"cell3_1": "x"}, "row 5, column 'b': wrong value; got 'x'"),
-        ({"cell2_0": ""}, "row 4, column 'a': a cell is empty"),
+        ({"cell2_0": ""}, "row 4, column 'a': missing value"),
         ({"cell0_5": "odd"}, "class 'odd' has one item"),
     ],
 )
@@ -654,11 +654,11 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     for name, (arrays, message) in wrong.items():
         np.savez(tmp_path / name, **arrays)
         with pytest.raises(DataError, match=message):
-            features.read_features(tmp_path / name)
+            features.read_items(tmp_path / name)
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(DataError, match="not a readable npz"):
-        features.read_features(tmp_path / "text.npz")
-    with pytest.raises(DataError, match="not a network"):
+    with pytest.raises(DataError, match=r"not a readable \.npz"):
+        features.read_items(tmp_path / "text.npz")
+    with pytest.raises(DataError, match=r"not a \.safetensors file"):
         use.report(tmp_path / "text.npz", items)
 
 

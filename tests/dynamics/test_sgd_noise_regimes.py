@@ -652,14 +652,14 @@ def test_bad_files_are_named(own_data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 9, column 'b'.*'far'; expected a number"):
         use.read_data(bad, "label")
     frame.assign(c=frame["c"].where(frame.index != 3)).to_csv(bad, index=False)
-    with pytest.raises(DataError, match="row 5, column 'c': empty cell"):
+    with pytest.raises(DataError, match="row 5, column 'c': missing value"):
         use.read_data(bad, "label")
     arrays = tmp_path / "bad.npz"
     np.savez(arrays, x=np.array([[1.0, np.nan], [0, 1]]), y=np.array([0, 1]))
-    with pytest.raises(DataError, match="row 0, column 1: x; got nan"):
+    with pytest.raises(DataError, match="row 1, column 2: missing value"):
         use.read_data(arrays, "label")
     np.savez(arrays, data=np.ones(3))
-    with pytest.raises(DataError, match="expected x and y"):
+    with pytest.raises(DataError, match="expected arrays x, y"):
         use.read_data(arrays, "label")
     with pytest.raises(DataError, match="sizes; got 'many'"):
         use.sweep(own_data, tmp_path / "out.csv", sizes="many")

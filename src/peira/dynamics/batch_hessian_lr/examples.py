@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from peira.data import DataError, images, locate, read_table
+from peira.data import DataError, images, locate
+from peira.data.arrays import read_features, read_npz, refuse_absent
 from peira.data.images import read_cifar, read_idx
 
 CIFAR_FILES = ("train.bin", "test.bin")
@@ -90,10 +91,10 @@ def read_examples(
     Raises:
         DataError: anything wrong with the file; names row, column or key, and what was expected.
     """
-    if not path.is_file():
-        raise DataError("no such file", path=path)
+    refuse_absent(path)
     if path.suffix == ".npz":
-        inputs, targets = _read_npz(path)
+        arrays = read_npz(path, ("x", "y"))
+        inputs, targets = arrays["x"], arrays["y"]
     elif "idx" in path.name or labels is not None:
         if labels is None:
             raise DataError("IDX pictures need --labels", path=path)
@@ -125,37 +126,12 @@ def read_examples(
     return x, torch.from_numpy(numbers.reshape(-1)), len(classes)
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for key in ("x", "y"):
-                if key not in archive:
-                    raise DataError(
-                        f"no array {key!r}", path=path, value=sorted(archive.files),
-                        expected="arrays 'x' and 'y'",
-                    )  # fmt: skip
-            return archive["x"], archive["y"]
-    except DataError:
-        raise
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"not a readable npz archive ({error})", path=path) from error
-
-
 def _read_table(path: Path, label: str, regression: bool) -> tuple[np.ndarray, np.ndarray]:
-    kind = "float" if regression else "str"
-    names = [str(name) for name in read_table(path, {label: kind}).columns if name != label]
-    if not names:
-        raise DataError("no columns beside the label", path=path)
-    table = read_table(path, {**dict.fromkeys(names, "float"), label: kind})
-    values = table[names].to_numpy(dtype=np.float64)
-    missing = np.argwhere(np.isnan(values))
-    if len(missing):
-        row, column = missing[0]
-        raise DataError("empty cell", path, int(row) + 2, names[column], "", "a number")
+    values, targets, _ = read_features(path, label, "float" if regression else "str")
     spread = values.std(axis=0)
     # A constant column says nothing; it must not divide by zero either.
     scaled = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return scaled.astype(np.float32), table[label].to_numpy()
+    return scaled.astype(np.float32), targets
 
 
 def _check_finite(path: Path, inputs: np.ndarray) -> None:

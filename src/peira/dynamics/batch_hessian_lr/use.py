@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peira.data import DataError
+from peira.data.arrays import refuse_absent, write_tensors
 from peira.dynamics.batch_hessian_lr.examples import read_examples
 from peira.dynamics.batch_hessian_lr.law import ASSUMPTIONS, BatchSpectrumLaw, batch_spectrum_law
 from peira.dynamics.batch_hessian_lr.model import ACTIVATIONS, mlp
 from peira.dynamics.batch_hessian_lr.rates import max_lr, noise_scale, rescale_lr
 from peira.dynamics.batch_hessian_lr.sweep import ShuffledBatches, mean_loss
 from peira.dynamics.batch_hessian_lr.tuner import SLQTuner
-from peira.engine.files import atomic_path, write_json
+from peira.engine.files import write_json
+from peira.nn.own import load_weights, own_module
 
 __all__ = ["law", "rescale", "train"]
 
@@ -192,7 +193,7 @@ def train(
     _print_scores(
         network.eval(), loss, regression, {"train": (x, y), "test": (inputs[kept], targets[kept])}
     )
-    _save(out, network)
+    write_tensors(out, network.state_dict())
     Console().print(f"written to {out}", highlight=False)
 
 
@@ -246,14 +247,14 @@ def _network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model:
-            network = _own_model(model)
+            network = own_module(model)
         elif activation not in ACTIVATIONS:
             raise DataError("unknown activation", value=activation, expected=", ".join(ACTIVATIONS))
         else:
             hidden = _whole_numbers(widths, "--widths") if widths else []
             network = mlp([inputs[0].numel(), *hidden, outputs], activation)
     if weights is not None:
-        _load(weights, network)
+        load_weights(weights, network)
     with torch.no_grad():
         try:
             answer = network.eval()(inputs[:2])
@@ -271,60 +272,8 @@ def _network(
     return network
 
 
-def _own_model(reference: str) -> nn.Module:
-    file, colon, name = reference.rpartition(":")
-    path = Path(file)
-    if not colon or not name.isidentifier():
-        raise DataError("not a model", value=reference, expected="FILE.py:FUNCTION")
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise DataError("not a Python file", path=path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        made = getattr(module, name)()
-    except AttributeError as error:
-        raise DataError(f"no function {name!r} ({error})", path=path) from error
-    # Whatever a person's file raises is theirs to read.
-    except Exception as error:
-        raise DataError(f"{name}() failed: {type(error).__name__}: {error}", path=path) from error
-    if not isinstance(made, nn.Module):
-        raise DataError(
-            f"{name}() returned no model", path=path, value=type(made).__name__,
-            expected="a torch.nn.Module",
-        )  # fmt: skip
-    return made
-
-
-def _load(path: Path, network: nn.Module) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    try:
-        state = load_file(path)
-        network.load_state_dict(state)
-    except SafetensorError as error:
-        raise DataError(f"not a safetensors file ({error})", path=path) from error
-    except RuntimeError as error:
-        why = " ".join(str(error).split("\n\t")[1:2]) or str(error)
-        raise DataError(f"weights of another network: {why.strip()}", path=path) from error
-
-
-def _save(path: Path, network: nn.Module) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary)
-
-
 def _read_law(path: Path, optimizer: str) -> dict[int, float]:
-    if not path.is_file():
-        raise DataError("no such file", path=path)
+    refuse_absent(path)
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rates = {int(batch): float(rate) for batch, rate in found["rates"].items()}

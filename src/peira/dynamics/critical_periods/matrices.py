@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from peira.data import DataError
+from peira.data.arrays import read_npy
 
 EMPTY = {"", "na", "nan", "null", "none"}
 
@@ -33,11 +34,8 @@ def read_matrix(path: Path) -> Float[np.ndarray, "rows columns"]:
 
 
 def _read_npy(path: Path) -> Float[np.ndarray, "rows columns"]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"not a readable array ({error})", path=path) from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiub":
+    array = read_npy(path)
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise DataError("not a matrix of numbers", path=path, expected="2 axes, real numbers")
     infinite = np.argwhere(np.isinf(array.astype(float)))
     if len(infinite):

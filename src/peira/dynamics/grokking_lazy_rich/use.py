@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError, read_table
+from peira.data.arrays import read_features, read_npz, refuse_gaps
 from peira.dynamics.grokking_lazy_rich.method import PolyGrokModel, grok_forecast, grok_gap
 from peira.dynamics.grokking_lazy_rich.scaled import regression_sweep
 from peira.dynamics.probes import mlp
@@ -181,13 +182,7 @@ def read_problem(path: Path, target: str) -> tuple[ndarray, ndarray]:
     if path.suffix == ".npz":
         x, y = _read_npz(path)
     else:
-        header = read_table(path, {target: "float"})
-        names = [str(name) for name in header.columns if name != target]
-        if not names:
-            raise DataError(f"no columns beside {target!r}", path=path)
-        table = read_table(path, dict.fromkeys([*names, target], "float"))
-        x, y = table[names].to_numpy(), table[target].to_numpy()
-        _refuse_gaps(path, np.column_stack([x, y]), [*names, target])
+        x, y, _ = read_features(path, target)
     if len(x) < 2:
         raise DataError("too few rows", path=path, value=len(x), expected="2 or more")
     if not np.ptp(y) > 0:
@@ -233,18 +228,8 @@ def _standardised(
 
 
 def _read_npz(path: Path) -> tuple[ndarray, ndarray]:
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"not a readable .npz file ({error})", path=path) from error
+    found = read_npz(path, ("X", "y"))
     for name in ("X", "y"):
-        if name not in found:
-            raise DataError(
-                f"no array {name!r}", path=path, value=sorted(found), expected="arrays X and y"
-            )
         if found[name].dtype.kind not in "fiu":
             raise DataError(
                 "wrong kind", path=path, column=name, value=str(found[name].dtype),
@@ -255,23 +240,9 @@ def _read_npz(path: Path) -> tuple[ndarray, ndarray]:
         raise DataError(
             "shapes", path=path, value=(x.shape, y.shape), expected="X (P, D) and y (P,)"
         )
-    _refuse_gaps(path, np.column_stack([x, y]), [*(f"X[:, {i}]" for i in range(x.shape[1])), "y"])
+    refuse_gaps(x, path)
+    refuse_gaps(y[:, None], path, ["y"])
     return x, y
-
-
-def _refuse_gaps(path: Path, values: ndarray, names: list[str]) -> None:
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        row, column = bad[0]
-        first = 0 if path.suffix == ".npz" else 2
-        raise DataError(
-            "wrong value",
-            path,
-            int(row) + first,
-            names[column],
-            float(values[row, column]),
-            "a finite number",
-        )
 
 
 def _numbers(text: str) -> list[float]:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peira.data.arrays import read_features, read_npz, refuse_absent, refuse_gaps
 from peira.data.errors import DataError
 
 OMNIGLOT_FILES = ("images_background_small1.zip", "images_background_small2.zip")
 DRAWING = re.compile(r"[^/]+/(?P<alphabet>[^/]+)/(?P<character>character\d+)/[^/]+\.png")
 
 
-def read_features(path: Path, label: str = "label") -> tuple[Tensor, Tensor, list[str]]:
+def read_items(path: Path, label: str = "label") -> tuple[Tensor, Tensor, list[str]]:
     """Read items and their classes.
 
     Args:
@@ -32,24 +33,16 @@ def read_features(path: Path, label: str = "label") -> tuple[Tensor, Tensor, lis
     Raises:
         DataError: a file, column or array that is missing, and values that are no numbers.
     """
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    values, classes = _read_npz(path) if path.suffix == ".npz" else _read_table(path, label)
+    refuse_absent(path)
+    values, classes = (
+        _read_npz(path) if path.suffix == ".npz" else read_features(path, label, "str")[:2]
+    )
     names, ids = np.unique(classes.astype(str), return_inverse=True)
     return torch.tensor(values).float(), torch.from_numpy(ids.reshape(-1)), names.tolist()
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"not a readable npz file ({error})", path=path) from error
-    for name in ("features", "classes"):
-        if name not in arrays:
-            raise DataError(
-                f"no array {name!r}", path=path, value=sorted(arrays), expected="features, classes"
-            )
+    arrays = read_npz(path, ("features", "classes"))
     values, classes = arrays["features"], arrays["classes"]
     if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
         raise DataError(
@@ -65,31 +58,8 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
             value=classes.shape,
             expected=str(values.shape[:1]),
         )
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        row, column = bad[0].tolist()
-        raise DataError(
-            "features must be finite", path, row + 1, column + 1, float(values[row, column]),
-            "a number",
-        )  # fmt: skip
+    refuse_gaps(values, path)
     return values, classes
-
-
-def _read_table(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-    from peira.data import read_table
-
-    header = read_table(path, {label: "str"})
-    names = [str(name) for name in header.columns if name != label]
-    if not names:
-        raise DataError("no columns beside the class", path=path)
-    frame = read_table(path, {**dict.fromkeys(names, "float"), label: "str"})
-    values = frame[names].to_numpy(dtype=float)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        row, column = bad[0].tolist()
-        # The header is row 1.
-        raise DataError("a cell is empty", path, row + 2, names[column], "", "a number")
-    return values, frame[label].to_numpy()
 
 
 def digit_features() -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError
-from peira.dynamics.icl_abrupt.features import DATASETS, read_features
+from peira.data.arrays import read_npz, read_tensors, write_tensors
+from peira.dynamics.icl_abrupt.features import DATASETS, read_items
 from peira.dynamics.icl_abrupt.method import (
     ICLRecipe,
     ICLTask,
@@ -151,14 +151,10 @@ def scores(
     maps: Annotated[Path, typer.Argument(help="npz: attn1, attn2 (S, T, T), matches (S, N)")],
 ) -> None:
     """Induction scores of any model's attention maps on sequences of pairs and a target."""
-    if not maps.is_file():
-        raise DataError("no such file", path=maps)
-    try:
-        with np.load(maps, allow_pickle=False) as file:
-            names = [name for name in ("attn1", "attn2", "matches") if name in file.files]
-            arrays = {name: torch.from_numpy(file[name]) for name in names}
-    except (ValueError, OSError, TypeError, BadZipFile) as error:
-        raise DataError(f"not a readable npz file ({error})", path=maps) from error
+    names = ("attn1", "attn2", "matches")
+    arrays = {
+        name: torch.from_numpy(value) for name, value in read_npz(maps).items() if name in names
+    }
     first, second, matches = (arrays.get(name) for name in ("attn1", "attn2", "matches"))
     for name, value in (("attn1", first), ("attn2", second)):
         if value is None or value.ndim != 3 or value.shape[1] != value.shape[2]:
@@ -201,7 +197,7 @@ def timing(
 
 def _own_task(path: Path, settings: dict[str, Any]) -> tuple[ICLTask, int]:
     """The task on a file's items, with about a quarter of the classes novel."""
-    values, ids, names = read_features(path, settings["column"])
+    values, ids, names = read_items(path, settings["column"])
     L = settings["L"]
     novel = _novel(len(names) // 4, L)
     K = (len(names) - novel) // L * L
@@ -280,23 +276,12 @@ def _watched(steps: int) -> Callable[[Sequence[Any]], Iterable[int]]:
 
 
 def _write_net(path: Path, net: InContextNet, settings: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file(net.state_dict(), temporary, metadata={"icl_abrupt": json.dumps(settings)})
+    write_tensors(path, net.state_dict(), {"icl_abrupt": json.dumps(settings)})
 
 
 def _read_net(path: Path) -> tuple[InContextNet, dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {}).get("icl_abrupt", "null"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise DataError(f"not a network ({error})", path=path) from error
+    state, metadata = read_tensors(path)
+    settings = json.loads(metadata.get("icl_abrupt", "null"))
     if not settings:
         raise DataError("not a network", path=path, expected="a file written by `train`")
     net = InContextNet(settings["token"], settings["L"])

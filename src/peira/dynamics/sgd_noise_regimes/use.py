@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError, read_table
+from peira.data.arrays import read_features, read_npz, refuse_gaps
 from peira.dynamics.sgd_noise_regimes import method
 from peira.dynamics.sgd_noise_regimes.crossover import ENOUGH_SIZES, ENOUGH_TEMPERATURES
 from peira.engine.files import atomic_path
@@ -153,7 +154,7 @@ def read_data(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
         path: CSV or TSV, numbers but for the label's column; or .npz with x (n, ...) and y (n,).
         label: column of the label; two values, the smaller is -1.
     """
-    x, y = _read_arrays(path) if path.suffix == ".npz" else _read_rows(path, label)
+    x, y = _read_arrays(path) if path.suffix == ".npz" else read_features(path, label, "str")[:2]
     values = np.unique(y)
     if len(values) != 2:
         raise DataError(
@@ -166,41 +167,15 @@ def read_data(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _read_rows(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-    header = read_table(path, {label: "str"})
-    names = [str(name) for name in header if name != label]
-    if not names:
-        raise DataError("no columns beside the label", path=path)
-    frame = read_table(path, {**dict.fromkeys(names, "float"), label: "str"})
-    x = frame[names].to_numpy(dtype=float)
-    empty = np.argwhere(np.isnan(x))
-    if len(empty):
-        row, column = empty[0]
-        raise DataError("empty cell", path, int(row) + 2, names[column], expected="a number")
-    return x, frame[label].to_numpy()
-
-
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError) as error:
-        raise DataError(f"not a readable .npz file ({error})", path=path) from error
-    for name in ("x", "y"):
-        if name not in found:
-            raise DataError("arrays", path=path, value=sorted(found), expected="x and y")
-    x, y = found["x"], found["y"]
+    arrays = read_npz(path, ("x", "y"))
+    x, y = arrays["x"], arrays["y"]
     if len(x) != len(y) or y.ndim != 1 or not np.issubdtype(x.dtype, np.number):
         raise DataError(
             "shapes of x and y", path=path, value=(x.shape, y.shape), expected="(n, ...) and (n,)"
         )
     x = x.reshape(len(x), -1).astype(float)
-    wrong = np.argwhere(~np.isfinite(x))
-    if len(wrong):
-        row, column = (int(i) for i in wrong[0])
-        raise DataError("x", path, row, column, value=float(x[row, column]), expected="a number")
+    refuse_gaps(x, path)
     return x, y
 
 

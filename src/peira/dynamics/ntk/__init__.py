@@ -1,0 +1,1 @@
+"""Neural tangent kernels: of infinite and of actual networks, and what they say of training."""
