@@ -1,0 +1,1 @@
+"""How the rank and structure of initial connectivity set rich or lazy learning."""
