@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from peira.data import DataError
 from peira.data.arrays import refuse_absent, write_tensors
+from peira.data.networks import load_weights, own_module
 from peira.dynamics.batch_hessian_lr.examples import read_examples
 from peira.dynamics.batch_hessian_lr.law import ASSUMPTIONS, BatchSpectrumLaw, batch_spectrum_law
 from peira.dynamics.batch_hessian_lr.model import ACTIVATIONS, mlp
@@ -24,7 +25,6 @@ from peira.dynamics.batch_hessian_lr.rates import max_lr, noise_scale, rescale_l
 from peira.dynamics.batch_hessian_lr.sweep import ShuffledBatches, mean_loss
 from peira.dynamics.batch_hessian_lr.tuner import SLQTuner
 from peira.engine.files import write_json
-from peira.nn.own import load_weights, own_module
 
 __all__ = ["law", "rescale", "train"]
 

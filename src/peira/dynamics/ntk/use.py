@@ -21,13 +21,13 @@ from torch import nn
 
 from peira.data import DataError, load_model, read_table, save_model
 from peira.data.arrays import read_npz, read_tensors
+from peira.data.networks import own_module
 from peira.dynamics.ntk.architecture import Architecture, Nonlinearity
 from peira.dynamics.ntk.estimators import NTKClassifier, NTKRegressor, closest_pair
 from peira.dynamics.ntk.method import early_stop_time, lazy_report, mode_times, training_forecast
 from peira.dynamics.probes.forecast import Floats, Loss, check_kernel, modes
 from peira.engine.errors import nearest
 from peira.engine.files import atomic_path
-from peira.nn.own import own_module
 
 __all__ = ["fit", "forecast", "kernel", "lazy", "predict", "score"]
 
