@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-# The most that one MLflow request takes.
-BATCH = 1000
+# The most that one MLflow request takes, and what of it parameters leave to metrics.
+BATCH, ROOM = 1000, 900
 KEY, CELL, MACHINE = "peira.key", "peira.cell", "peira.machine"
 # A metric's name starts with a letter, so these never collide.
 SECONDS, MEMORY, CENSORED = "__seconds", "__peak_memory_mib", "__censored."
@@ -137,8 +137,9 @@ class Store:
         params.append(Param("seed", str(outcome.seed)))
         with _told(self.uri):
             run = self._client.create_run(self._experiment, start_time=now, tags=tags).info.run_id
-            self._client.log_batch(run, params=params)
-            for part in _batched(points, BATCH):
+            # Each request costs several commits of the database: parameters go with the first.
+            self._client.log_batch(run, metrics=points[:ROOM], params=params)
+            for part in _batched(points[ROOM:], BATCH):
                 self._client.log_batch(run, metrics=part)
             self._client.set_terminated(run, "FAILED" if outcome.error else "FINISHED")
 
