@@ -418,26 +418,39 @@ def _weight_kernel(a: Tensor, d: Tensor, b: Tensor, e: Tensor, mode: Mode) -> Te
         right = torch.einsum("kmso,msi->mkoi", e, b).flatten(2)
         return _contract(left, right, mode)
     inner = a.reshape(n * t, width) @ b.reshape(m * s, width).T
-    return _over_positions(inner, d.reshape(k, n * t, out), e.reshape(k, m * s, out), (n, m), mode)
-
-
-def _over_positions(
-    inner: Tensor, d: Tensor, e: Tensor, shape: tuple[int, int], mode: Mode
-) -> Tensor:
-    """Sum over positions of `inner` times the deltas' products, output by output."""
-    n, m = shape
-    k = len(d)
+    if mode == "full":
+        return _over_live_positions(inner.view(n, t, m, s), d, e)
 
     def summed(products: Tensor) -> Tensor:
-        return (inner * products).view(n, inner.shape[0] // n, m, -1).sum((1, 3))
+        return (inner * products).view(n, t, m, s).sum((1, 3))
 
+    d, e = d.reshape(k, n * t, out), e.reshape(k, m * s, out)
     if mode == "trace":
         return summed(torch.einsum("kpo,kqo->pq", d, e))
-    if mode == "diag":
-        return torch.stack([summed(d[i] @ e[i].T) for i in range(k)], dim=-1)
-    return torch.stack(
-        [torch.stack([summed(d[i] @ e[j].T) for j in range(k)], dim=-1) for i in range(k)], dim=-2
+    return torch.stack([summed(d[i] @ e[i].T) for i in range(k)], dim=-1)
+
+
+def _over_live_positions(
+    inner: Float[Tensor, "n t m s"], d: Float[Tensor, "k n t out"], e: Float[Tensor, "k m s out"]
+) -> Float[Tensor, "n m k k"]:
+    """Every output with every output: `inner` times the deltas' products, summed over positions.
+
+    Deltas that are zero for all inputs are left out: no output of a recurrent network depends on
+    later steps, so that half of them are.
+    """
+    k, n, m = len(d), inner.shape[0], inner.shape[2]
+    (rows, row_at), (columns, column_at) = (
+        (x.abs().amax(dim=(1, 3)) > 0).nonzero(as_tuple=True) for x in (d, e)
     )
+    right = e[columns, :, column_at].reshape(len(columns) * m, -1)
+    total = inner.new_zeros(k, n, k, m)
+    for part in torch.arange(len(rows)).split(max(1, ROOM // max(n * len(right), 1))):
+        left = d[rows[part], :, row_at[part]].reshape(len(part) * n, -1)
+        products = (left @ right.T).view(len(part), n, len(columns), m)
+        products *= inner[:, row_at[part]][:, :, :, column_at].permute(1, 0, 3, 2)
+        by_row = inner.new_zeros(k, n, len(columns), m).index_add_(0, rows[part], products)
+        total.index_add_(2, columns, by_row)
+    return total.permute(1, 3, 0, 2)
 
 
 def _outputs(model: nn.Module, x: Tensor) -> int:
