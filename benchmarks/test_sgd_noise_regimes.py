@@ -14,7 +14,7 @@ from torch import nn
 
 from peira.dynamics.sgd_noise_regimes import method, network
 from peira.dynamics.sgd_noise_regimes.compiled import CompiledMLP
-from peira.dynamics.sgd_noise_regimes.descent import Recipe
+from peira.dynamics.sgd_noise_regimes.descent import SGDRecipe
 from peira.dynamics.sgd_noise_regimes.ensemble import EnsembleDescent
 from peira.dynamics.sgd_noise_regimes.perceptron import Perceptron, depleted_gaussian, max_margin
 
@@ -24,7 +24,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(SIZE, 64, generator=GENERATOR)
 Y = torch.where(X[:, :3].sum(1) > 0, 1.0, -1.0)
 # A margin that no run reaches in so few steps: every side takes all of them.
-RECIPE = Recipe(1.0, 2.0**-4, BATCH, STEPS)
+RECIPE = SGDRecipe(1.0, 2.0**-4, BATCH, STEPS)
 
 
 def mlps() -> list[network.Flat]:
@@ -105,7 +105,7 @@ def test_convolutional_runs_torch(benchmark: Callable[..., None]) -> None:
 
 POINTS, LABELS = depleted_gaussian(256, 16, 1.0, np.random.default_rng(0))
 # Fewer steps than it takes to fit all data: both sides take all of them.
-LINEAR = Recipe(4.0, 2.0**15, 2, 300)
+LINEAR = SGDRecipe(4.0, 2.0**15, 2, 300)
 
 
 @pytest.mark.benchmark(group="sgd-noise-regimes perceptron, 300 steps")

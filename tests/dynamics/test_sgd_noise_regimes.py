@@ -29,7 +29,7 @@ from peira.dynamics.sgd_noise_regimes import (
     network,
     use,
 )
-from peira.dynamics.sgd_noise_regimes.descent import BROKEN, FITTED, RUNNING, Recipe, marks
+from peira.dynamics.sgd_noise_regimes.descent import BROKEN, FITTED, RUNNING, SGDRecipe, marks
 from peira.dynamics.sgd_noise_regimes.perceptron import (
     Perceptron,
     depleted_error,
@@ -92,7 +92,7 @@ def test_exact_test_error_of_a_direction() -> None:
 
 
 def plain_perceptron(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, recipe: Recipe, seed: int, centred: bool
+    x: np.ndarray, y: np.ndarray, w: np.ndarray, recipe: SGDRecipe, seed: int, centred: bool
 ) -> tuple[np.ndarray, int, int]:
     """The published rule, step by step; weights, last step that moved, first step all fitted."""
     root, initial, last = math.sqrt(x.shape[1]), w.copy(), 0
@@ -113,7 +113,7 @@ def plain_perceptron(
 def test_perceptron_follows_the_published_rule_to_zero_loss(batch: int, centred: bool) -> None:
     rng = np.random.default_rng(2)
     x, y = depleted_gaussian(40, 6, 1.0, rng)
-    w, recipe = rng.standard_normal(6), Recipe(0.7, 4.0, batch, 20_000)
+    w, recipe = rng.standard_normal(6), SGDRecipe(0.7, 4.0, batch, 20_000)
     ours = Perceptron(x, y, recipe, 9, w, centred=centred)
     ours.advance(recipe.steps)
     weights, last, _ = plain_perceptron(x, y, w, recipe, 9, centred)
@@ -129,7 +129,7 @@ def test_a_centred_perceptron_without_margin_is_scale_free() -> None:
     x, y = depleted_gaussian(64, 8, 1.0, np.random.default_rng(0))
     ends = []
     for dt in (1.0, 8.0):
-        run = Perceptron(x, y, Recipe(dt, 1e300, 2), 0, np.zeros(8), centred=True)
+        run = Perceptron(x, y, SGDRecipe(dt, 1e300, 2), 0, np.zeros(8), centred=True)
         run.advance(100_000)
         ends.append(run.weights)
     assert np.array_equal(8 * ends[0], ends[1])
@@ -138,7 +138,7 @@ def test_a_centred_perceptron_without_margin_is_scale_free() -> None:
 def test_gradient_statistics_by_hand() -> None:
     x = np.array([[2.0, 0.0], [0.0, 4.0], [1.0, 1.0], [-6.0, 0.0]])
     y = np.array([1.0, 1.0, 1.0, -1.0])
-    run = Perceptron(x, y, Recipe(1.0, 1.0, 1), 0, np.array([1.0, -1.0]))
+    run = Perceptron(x, y, SGDRecipe(1.0, 1.0, 1), 0, np.array([1.0, -1.0]))
     root = math.sqrt(2)
     assert run.unfitted().tolist() == [False, True, True, False]
     g = np.array([[0, 0], [0, 4], [1, 1], [0, 0]]) / root
@@ -171,7 +171,7 @@ def blobs(size: int = 40, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def autograd_descent(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, recipe: Recipe, seed: int, steps: int
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, recipe: SGDRecipe, seed: int, steps: int
 ) -> None:
     """The published loss (1/alpha) max(0, 1 - y F) by autograd, minibatch by minibatch."""
     scaled = ScaledOutput(model, recipe.alpha)
@@ -199,7 +199,7 @@ def test_compiled_and_ensemble_descent_are_autograd_s(
     depth: int, activation: str, noise: str
 ) -> None:
     x, y = blobs()
-    recipe = Recipe(3.0, 2.0, 8, 25, noise)  # type: ignore[arg-type]
+    recipe = SGDRecipe(3.0, 2.0, 8, 25, noise)  # type: ignore[arg-type]
     models = [small(0, depth, activation) for _ in range(3)]
     autograd_descent(models[0], x, y, recipe, 4, 25)
     single = compiled.CompiledMLP(models[1], x.numpy(), y.numpy(), recipe, 4)
@@ -217,7 +217,7 @@ def test_compiled_and_ensemble_descent_are_autograd_s(
 
 
 def ensemble_of(
-    recipes: list[Recipe], model_seed: int = 0, size: int = 40
+    recipes: list[SGDRecipe], model_seed: int = 0, size: int = 40
 ) -> tuple[ensemble.EnsembleDescent, list[nn.Module]]:
     x, y = blobs(size)
     models: list[nn.Module] = [small(model_seed) for _ in recipes]
@@ -228,7 +228,7 @@ def ensemble_of(
 def test_each_run_of_an_ensemble_stops_as_if_it_were_alone() -> None:
     """Fitted, broken and censored runs of one batch, compacted on the way."""
     settings = [(1.0, 1e3), (8.0, 1e3), (1.0, 1.0), (1e4, 1.0), (64.0, 1e3), (1e-4, 1.0)]
-    recipes = [Recipe(dt, alpha, 8, 400) for dt, alpha in settings]
+    recipes = [SGDRecipe(dt, alpha, 8, 400) for dt, alpha in settings]
     together, models = ensemble_of(recipes)
     together.advance(400)
     assert set(together.status) == {RUNNING, FITTED, BROKEN}
@@ -250,7 +250,7 @@ def test_each_run_of_an_ensemble_stops_as_if_it_were_alone() -> None:
 
 def test_descents_resume_to_the_same_bits() -> None:
     x, y = blobs()
-    recipe = Recipe(1.0, 1.0, 8, 60)
+    recipe = SGDRecipe(1.0, 1.0, 8, 60)
     whole, halves = small(), small()
     a = compiled.CompiledMLP(whole, x.numpy(), y.numpy(), recipe, 3)
     a.advance(60)
@@ -266,11 +266,11 @@ def test_descents_resume_to_the_same_bits() -> None:
         assert all(
             torch.equal(p, q) for p, q in zip(whole.parameters(), other.parameters(), strict=True)
         )
-    first, models = ensemble_of([recipe, Recipe(2.0, 8.0, 8, 60)])
+    first, models = ensemble_of([recipe, SGDRecipe(2.0, 8.0, 8, 60)])
     first.advance(60)
-    second, _ = ensemble_of([recipe, Recipe(2.0, 8.0, 8, 60)])
+    second, _ = ensemble_of([recipe, SGDRecipe(2.0, 8.0, 8, 60)])
     second.advance(20)
-    third, resumed = ensemble_of([recipe, Recipe(2.0, 8.0, 8, 60)])
+    third, resumed = ensemble_of([recipe, SGDRecipe(2.0, 8.0, 8, 60)])
     third.load_state_dict(copy.deepcopy(second.state_dict()))
     third.advance(60)
     for one, other in zip(models, resumed, strict=True):
@@ -282,7 +282,7 @@ def test_a_network_that_cannot_move_is_broken_not_run_to_its_budget() -> None:
     dead = small()
     with torch.no_grad():
         dead[0].weight.zero_()
-    run = compiled.CompiledMLP(dead, x.numpy(), y.numpy(), Recipe(1.0, 1.0, 8, 100_000), 0)
+    run = compiled.CompiledMLP(dead, x.numpy(), y.numpy(), SGDRecipe(1.0, 1.0, 8, 100_000), 0)
     run.advance(100_000)
     assert run.status[0] == BROKEN and run.counters[0] < 1000
 
@@ -490,7 +490,7 @@ def test_unlearnable_labels_are_censored_aloud() -> None:
     y = rng.choice([-1.0, 1.0], 200)
     with pytest.warns(UserWarning) as seen:
         found = method.perceptron_signal_noise(
-            x, y, recipe=Recipe(1.0, 2.0**15, 2, 4000), direction=None
+            x, y, recipe=SGDRecipe(1.0, 2.0**15, 2, 4000), direction=None
         )
     assert any("censored" in str(w.message) for w in seen)
     assert any("soft-margin" in str(w.message) for w in seen)
@@ -525,7 +525,7 @@ def test_more_temperature_needs_more_signal_in_proportion() -> None:
         runs = []
         for seed in range(30):
             x, y = depleted_gaussian(256, 16, 1.0, np.random.default_rng(seed))
-            recipe = Recipe(dt, 2.0**15, 2, 1_000_000)
+            recipe = SGDRecipe(dt, 2.0**15, 2, 1_000_000)
             runs.append(method.perceptron_signal_noise(x, y, np.eye(16)[0], recipe, seed=seed))
         ends.append(np.median([run.signal for run in runs]))
     assert 3 < ends[1] / ends[0] < 5

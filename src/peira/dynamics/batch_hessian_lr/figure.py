@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import select
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 BLUE, RED, ORANGE, GREEN = "#2e6f95", "#d1495b", "#e0a030", "#4c956c"
 MOMENT_COLOURS = (BLUE, GREEN, RED)
 LEARNER_STYLE = {
@@ -30,9 +30,7 @@ LEARNER_STYLE = {
 
 def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Six panels on one slide (13.3 x 7.5 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 7.5), layout="constrained", facecolor="white")
+    figure = slide()
     panels = figure.subplots(2, 3)
     _spectra(panels[0, 0], table)
     _predictions(panels[0, 1], table)
@@ -41,15 +39,10 @@ def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     _damping(panels[1, 1], table)
     _learners(panels[1, 2], curves)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(axes)
         if axes.get_legend_handles_labels()[0] and not axes.get_legend():
             axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def _interval(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,7 +84,7 @@ def _spectra(axes: Axes, table: pd.DataFrame) -> None:
         axes.axhline(part["full_largest"].mean(), color=colour, lw=0.8, ls=":")
     _log(axes, both=False)
     axes.set(xlabel="batch size B", ylabel="eigenvalue of the batch Hessian")
-    _title(axes, "Extremal curvature of batches")
+    title(axes, "Extremal curvature of batches")
     axes.text(
         0.97, 0.62, "points: measured (open: smallest)\nlines: directional law\ndotted: all data",
         transform=axes.transAxes, ha="right", fontsize=8, color=GREY,
@@ -115,7 +108,7 @@ def _predictions(axes: Axes, table: pd.DataFrame) -> None:
         axes.fill_between(ends, ends / 2, ends * 2, color=INK, alpha=0.08, lw=0)
     _log(axes, base=10)
     axes.set(xlabel="measured excess of λ₁'(B) over λ₁", ylabel="predicted excess")
-    _title(axes, "Noise of networks is not independent")
+    title(axes, "Noise of networks is not independent")
 
 
 def _matrices(axes: Axes, table: pd.DataFrame) -> None:
@@ -132,7 +125,7 @@ def _matrices(axes: Axes, table: pd.DataFrame) -> None:
     axes.set(
         xlabel="spike, in units of the transition", ylabel="eigenvalue (filled), overlap (open)"
     )
-    _title(axes, "Random matrices follow the theorems")
+    title(axes, "Random matrices follow the theorems")
 
 
 def _rates(axes: Axes, table: pd.DataFrame) -> None:
@@ -150,7 +143,7 @@ def _rates(axes: Axes, table: pd.DataFrame) -> None:
     axes.set(xlabel="batch size B", ylabel="largest learning rate", ylim=(0.004, 90))
     if axes.lines:
         axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
-    _title(axes, "Largest rate that learns")
+    title(axes, "Largest rate that learns")
 
 
 def _damping(axes: Axes, table: pd.DataFrame) -> None:
@@ -162,7 +155,7 @@ def _damping(axes: Axes, table: pd.DataFrame) -> None:
         axes.plot(*_interval(part, "batch", "damping_predicted")[:2], color=colour, lw=1.2)
     _log(axes)
     axes.set(xlabel="batch size B", ylabel="smallest damping that settles")
-    _title(axes, "Damping of RMSprop; lines: lr / largest rate")
+    title(axes, "Damping of RMSprop; lines: lr / largest rate")
 
 
 def _learners(axes: Axes, curves: pd.DataFrame) -> None:
@@ -181,4 +174,4 @@ def _learners(axes: Axes, curves: pd.DataFrame) -> None:
     axes.set_yscale("log")
     low = axes.get_ylim()[0]
     axes.set(ylim=(low, 3000), xlabel="training steps (digits, B = 64)", ylabel="training loss")
-    _title(axes, "Learners: median over seeds")
+    title(axes, "Learners: median over seeds")

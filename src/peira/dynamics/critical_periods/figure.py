@@ -8,6 +8,7 @@ import numpy as np
 
 from peira.dynamics.critical_periods.deficits import DeficitSchedule
 from peira.dynamics.critical_periods.reduced import pathway_dynamics
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import mean_interval, select
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 A, B = "#2e6f95", "#d1495b"
 DEPTHS = {1: "#b8b8b8", 2: "#e0a030", 3: "#d1495b", 4: "#5b2a86"}
 GATED = {"part": "pathways", "method": "gate", "activation": "linear"}
@@ -25,9 +25,7 @@ LARGEST = 15**0.5
 
 def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Six panels on one slide (13.3 x 7.5 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 7.5), layout="constrained", facecolor="white")
+    figure = slide()
     # Each row has a layout of its own, so that long labels in one do not squeeze the other.
     rows = figure.subfigures(2, 1)
     panels = np.array([row.subplots(1, 3) for row in rows])
@@ -38,13 +36,8 @@ def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     _transfer(panels[1, 1], table)
     _conditions(panels[1, 2], table)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(axes)
     return figure
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def _legend(axes: Axes, **options: Any) -> None:
@@ -57,7 +50,7 @@ def _race(axes: Axes, curves: pd.DataFrame, late: bool) -> None:
     rows = select(curves, {**GATED, "depth": 4, "seed": 0})
     rows = rows[rows["onset"] > 0] if late else rows[rows["onset"] == 0]
     name = "late" if late else "early"
-    _title(axes, f"Depth 4, {name} deficit of pathway b")
+    title(axes, f"Depth 4, {name} deficit of pathway b")
     axes.set(xlabel="training step", ylabel="strength of a mode in a pathway")
     if not len(rows):
         return
@@ -86,7 +79,7 @@ def _race(axes: Axes, curves: pd.DataFrame, late: bool) -> None:
 def _onsets(axes: Axes, table: pd.DataFrame) -> None:
     """K_b / K_a at the end against onset: means of networks, and the equation between."""
     rows = select(table, GATED)
-    _title(axes, "Largest mode at the end: 95% CI")
+    title(axes, "Largest mode at the end: 95% CI")
     axes.set(xlabel="onset of the deficit (step)", ylabel="strength in b / strength in a")
     if not len(rows):
         return
@@ -107,7 +100,7 @@ def _onsets(axes: Axes, table: pd.DataFrame) -> None:
 def _spectrum(axes: Axes, curves: pd.DataFrame) -> None:
     """Singular values of matrix completion, network and equation, across the change of task."""
     rows = select(curves, {"part": "spectrum", "seed": 0})
-    _title(axes, "Singular values when the matrix changes")
+    title(axes, "Singular values when the matrix changes")
     axes.set(xlabel="training step", ylabel="singular value of the product")
     if not len(rows):
         return
@@ -131,7 +124,7 @@ def _spectrum(axes: Axes, curves: pd.DataFrame) -> None:
 
 def _transfer(axes: Axes, table: pd.DataFrame) -> None:
     """Test loss on the second matrix against steps on the first."""
-    _title(axes, "A second matrix: mean, 95% CI")
+    title(axes, "A second matrix: mean, 95% CI")
     axes.set(xlabel="steps on the first matrix", ylabel="test loss (1 = nothing learned)")
     rows = _plain_transfers(table)
     if not len(rows):
@@ -163,7 +156,7 @@ def _at_usual(rows: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
 
 def _conditions(axes: Axes, table: pd.DataFrame) -> None:
     """Damage after the longest first task, under every condition."""
-    _title(axes, "Damage at depth 3: seeds, 95% CI")
+    title(axes, "Damage at depth 3: seeds, 95% CI")
     axes.set(xlabel="rise of the test loss after the longest first task")
     shown = [(label, values) for label, values in _damages(table) if len(values)][::-1]
     for place, (label, values) in enumerate(shown):

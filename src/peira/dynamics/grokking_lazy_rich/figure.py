@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import mean_interval, select
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY, TRAIN, TEST = "#22272e", "#8b949e", "#2e6f95", "#d1495b"
+TRAIN, TEST = "#2e6f95", "#d1495b"
 PARTS = {"alignment": "#e0a030", "linear": "#74a9cf", "variance": "#57606a"}
 MAIN: Mapping[str, Any] = {
     "task": "polynomial",
@@ -48,9 +50,7 @@ CONDITIONS: Mapping[str, Mapping[str, Any]] = {
 
 def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Four panels on one slide (13.3 x 7.5 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 7.5), layout="constrained", facecolor="white")
+    figure = slide()
     axes = figure.subplots(2, 2, width_ratios=[1.25, 1])
     runs = _main_runs(table, curves)
     _one_run(axes[0, 0], runs)
@@ -58,8 +58,7 @@ def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     _laziness(axes[0, 1], table)
     _conditions(axes[1, 1], table)
     for each in axes.flat:
-        each.spines[["top", "right"]].set_visible(False)
-        each.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(each)
     return figure
 
 
@@ -82,10 +81,6 @@ def _main_runs(table: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFr
         "others": runs["descent"][runs["descent"]["seed"] != typical],
         "kernel": line,
     }
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def _curve(rows: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +113,7 @@ def _one_run(axes: Axes, runs: dict[str, pd.DataFrame]) -> None:
         textcoords="offset points", fontsize=8, color=GREY, ha="right",
     )  # fmt: skip
     _log_axes(axes, (4e-3, 2.2))
-    _title(axes, "Grokking without regularisation (faint: other seeds)")
+    title(axes, "Grokking without regularisation (faint: other seeds)")
 
 
 def _parts(axes: Axes, runs: dict[str, pd.DataFrame]) -> None:
@@ -130,7 +125,7 @@ def _parts(axes: Axes, runs: dict[str, pd.DataFrame]) -> None:
     steps, values = (part[::3] for part in _curve(runs["descent"], "sampled"))
     axes.plot(steps, values, "+", color=INK, ms=7, label="loss on 1,000 test inputs", zorder=4)
     _log_axes(axes, (2e-4, 2.2))
-    _title(axes, "The test loss taken apart")
+    title(axes, "The test loss taken apart")
 
 
 def _log_axes(axes: Axes, limits: tuple[float, float]) -> None:
@@ -183,7 +178,7 @@ def _laziness(axes: Axes, table: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}x" if f"{x:e}"[0] in "25" else "")
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
-    _title(axes, "Laziness sets the delay (triangles: at least)")
+    title(axes, "Laziness sets the delay (triangles: at least)")
 
 
 def _conditions(axes: Axes, table: pd.DataFrame) -> None:
@@ -213,4 +208,4 @@ def _conditions(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_yticks(range(len(found)), [label for label, *_ in found])
     axes.set(xscale="log", xlabel="test step / training step", xlim=(0.8, 2e4))
     axes.xaxis.set_major_formatter("{x:,.0f}x")
-    _title(axes, "What else moves it: seeds, mean, 95% interval")
+    title(axes, "What else moves it: seeds, mean, 95% interval")

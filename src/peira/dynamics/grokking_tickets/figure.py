@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import select
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 COLOURS = {
     "dense": "#57606a",
     "ticket": "#d1495b",
@@ -60,21 +60,14 @@ TIME = "generalise_step"
 
 def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     """Three panels on one slide (13.3 x 6 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 6), layout="constrained", facecolor="white")
+    figure = slide(13.3, 6)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.15, 1.15, 0.8])
     _curves(left, curves)
     _speed_ups(middle, table)
     _sweep(right, table)
     for axes in (left, middle, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(axes)
     return figure
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def _curves(axes: Axes, curves: pd.DataFrame) -> None:
@@ -90,7 +83,7 @@ def _curves(axes: Axes, curves: pd.DataFrame) -> None:
     axes.set(xscale="log", ylim=(-0.02, 1.3), xlabel="training steps", ylabel="test accuracy")
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    _title(axes, "Test accuracy: mean and range over seeds")
+    title(axes, "Test accuracy: mean and range over seeds")
     if axes.lines:
         axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
 
@@ -113,7 +106,7 @@ def _speed_ups(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_yticks(range(len(shown)), [label for label, _, _ in shown])
     axes.set(xscale="log", xlabel="times as fast as its dense network")
     axes.xaxis.set_major_formatter("{x:g}x")
-    _title(axes, "Speed-up: seeds, mean, 95% interval")
+    title(axes, "Speed-up: seeds, mean, 95% interval")
 
 
 def _one_speed_up(
@@ -176,5 +169,5 @@ def _sweep(axes: Axes, table: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_minor_formatter(lambda x, _: f"{x:,.0f}" if f"{x:e}"[0] in "25" else "")
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    _title(axes, "How much to keep (hollow: never)")
+    title(axes, "How much to keep (hollow: never)")
     axes.invert_xaxis()

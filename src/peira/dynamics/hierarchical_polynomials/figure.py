@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peira.dynamics.hierarchical_polynomials import study
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import mean_interval, select
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 RED, BLUE, SKY, SAND, GREEN = "#d1495b", "#2e6f95", "#74a9cf", "#e0a030", "#5b8c5a"
 LEARNERS = {
     "three-layer": ("three layers, layer by layer", RED, "o-"),
@@ -31,9 +31,7 @@ LEARNERS = {
 
 def draw(table: pd.DataFrame) -> Figure:
     """Four panels on one slide (13.3 x 8.4 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 8.4), layout="constrained", facecolor="white")
+    figure = slide(13.3, 8.4)
     panels = figure.subplots(2, 2)
     found = study.of_most_draws(table)
     _recovery(panels[0, 0], found)
@@ -41,8 +39,7 @@ def draw(table: pd.DataFrame) -> Figure:
     _needed(panels[1, 0], found)
     _bias(panels[1, 1], found)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(axes)
     return figure
 
 
@@ -63,7 +60,7 @@ def _recovery(axes: Axes, found: pd.DataFrame) -> None:
     _log2(axes)
     axes.set_ylim(0, 1)
     _legend(axes, fontsize=8, ncols=2, loc="lower right")
-    _title(axes, "A  The feature is found from about $d^k$ samples")
+    title(axes, "A  The feature is found from about $d^k$ samples")
 
 
 def _errors(axes: Axes, table: pd.DataFrame) -> None:
@@ -80,7 +77,7 @@ def _errors(axes: Axes, table: pd.DataFrame) -> None:
     _log2(axes)
     axes.set_ylim(0, 1.6)
     _legend(axes, fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 0.06), ncols=2)
-    _title(axes, f"B  Equal data, g = z + He$_3$/√6, d = {dimension}: median of seeds, range")
+    title(axes, f"B  Equal data, g = z + He$_3$/√6, d = {dimension}: median of seeds, range")
 
 
 def _compared_dimension(table: pd.DataFrame) -> int:
@@ -118,7 +115,7 @@ def _needed(axes: Axes, found: pd.DataFrame) -> None:
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:,.0f}")
     _legend(axes, fontsize=9)
-    _title(axes, f"C  Samples of stage 1 for correlation {study.LEVEL:g} (k = 2)")
+    title(axes, f"C  Samples of stage 1 for correlation {study.LEVEL:g} (k = 2)")
 
 
 def _bias(axes: Axes, found: pd.DataFrame) -> None:
@@ -142,7 +139,7 @@ def _bias(axes: Axes, found: pd.DataFrame) -> None:
     _log2(axes)
     axes.set_ylim(0, 1)
     _legend(axes, fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.02))
-    _title(axes, "D  Where it must fail (dashed: limit for infinite n, from theory)")
+    title(axes, "D  Where it must fail (dashed: limit for infinite n, from theory)")
 
 
 def _line(
@@ -179,7 +176,3 @@ def _legend(axes: Axes, **settings: Any) -> None:
 def _log2(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)

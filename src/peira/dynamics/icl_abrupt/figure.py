@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peira.dynamics.icl_abrupt.timing import icl_timing_model
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import mean_interval, select
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 IC, IWL, CLA, ATTENTION = "#d1495b", "#2e6f95", "#e0a030", "#5b8c5a"
 CURVES = {
     "ic": ("ICL (novel classes)", IC, "-"),
@@ -30,9 +30,7 @@ def draw(
     table: pd.DataFrame, curves: pd.DataFrame, base: Mapping[str, Any], both: pd.DataFrame
 ) -> Figure:
     """Four panels on one slide (13.3 x 7.5 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 7.5), layout="constrained", facecolor="white")
+    figure = slide()
     panels = figure.subplots(2, 2, width_ratios=[1.1, 1])
     _phases(panels[0, 0], curves, base)
     conditions = laws(table, base)
@@ -40,13 +38,8 @@ def draw(
     _side_by_side(panels[1, 1], both, base, conditions)
     _waiting(panels[1, 0], curves, table, base)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(axes)
     return figure
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def _phases(axes: Axes, curves: pd.DataFrame, base: Mapping[str, Any]) -> None:
@@ -64,7 +57,7 @@ def _phases(axes: Axes, curves: pd.DataFrame, base: Mapping[str, Any]) -> None:
         textcoords="offset points", ha="right", va="top", color=GREY, fontsize=8.5,
     )  # fmt: skip
     axes.set(ylim=(0, 1.03), xlabel="training steps", ylabel="accuracy, probability, attention")
-    _title(axes, "Two phases: mean and range over seeds")
+    title(axes, "Two phases: mean and range over seeds")
     if axes.lines[1:]:
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1, 0.09))
 
@@ -115,7 +108,7 @@ def _trade_off(
     axes.plot([], [], "o", color=IC, label="ICL")
     axes.plot([], [], "o", color=IWL, label="IWL")
     axes.legend(frameon=False, fontsize=9, loc="center right")
-    _title(axes, "The data decide: in context or in weights")
+    title(axes, "The data decide: in context or in weights")
 
 
 def _side_by_side(
@@ -139,7 +132,7 @@ def _side_by_side(
         xlim=(0, 1), ylim=(0, 1.05), xlabel="full network: ICL accuracy, mean over training",
         ylabel="two-parameter model",
     )  # fmt: skip
-    _title(axes, "Two parameters for all attention (numbers: as above)")
+    title(axes, "Two parameters for all attention (numbers: as above)")
 
 
 def _waiting(
@@ -168,6 +161,6 @@ def _waiting(
         )  # fmt: skip
         axes.set_xlim(0, float(wide.index.max()) if len(wide) else None)
     axes.set(ylim=(0, 1.03), xlabel="training steps (SGD, distinct labels)", ylabel="ICL accuracy")
-    _title(axes, "When ICL appears: networks and the three-logit model")
+    title(axes, "When ICL appears: networks and the three-logit model")
     if axes.lines:
         axes.legend(frameon=False, fontsize=8.5, loc="center right")

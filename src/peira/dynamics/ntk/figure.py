@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from peira.engine.figures import GREY, INK
 from peira.engine.verdict import mean_interval
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 NARROW, MIDDLE, WIDE, ACCENT = "#e0a030", "#5b8e7d", "#2e6f95", "#d1495b"
 
 

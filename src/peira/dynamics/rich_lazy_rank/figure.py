@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peira.dynamics.rich_lazy_rank.verdicts import KA, matched
+from peira.engine.figures import quiet, slide, title
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY = "#22272e", "#8b949e"
 RULES = {
     "fro": ("same Frobenius norm (the paper)", "#d1495b", "-"),
     "spectral": ("same leading singular value", "#2e6f95", "--"),
@@ -37,9 +37,7 @@ TASKS["sMNIST"] = TASKS["digits"]
 
 def draw(table: pd.DataFrame) -> Figure:
     """Four panels on one slide (13.3 x 7.5 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 7.5), layout="constrained", facecolor="white")
+    figure = slide()
     panels = figure.subplots(2, 2)
     equal = matched(table)
     full = equal["rank"].isna()
@@ -49,14 +47,9 @@ def draw(table: pd.DataFrame) -> Figure:
     _by_task(panels[1, 0], equal)
     _theory(panels[1, 1], table)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=9)
+        quiet(axes)
         axes.set(ylim=(0, 1.02), ylabel="tangent-kernel alignment")
     return figure
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK)
 
 
 def _points(axes: Axes, rows: pd.DataFrame, x: str, **style: object) -> None:
@@ -80,7 +73,7 @@ def _by_rank(axes: Axes, equal: pd.DataFrame) -> None:
             _points(axes, rows, "rank_number", color=colour, ls=line, marker="o", label=label)
     axes.set(xscale="log", xlabel="rank of the initial recurrent weights")
     _number_ticks(axes, base["rank_number"])
-    _title(axes, "Two-alternative task: does rank make learning lazy?")
+    title(axes, "Two-alternative task: does rank make learning lazy?")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
@@ -121,7 +114,7 @@ def _by_singular_value(axes: Axes, equal: pd.DataFrame) -> None:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlim(low / 1.3, high * 1.3)
     axes.minorticks_off()
-    _title(axes, "The same networks by their largest singular value (means)")
+    title(axes, "The same networks by their largest singular value (means)")
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
 
 
@@ -146,7 +139,7 @@ def _by_task(axes: Axes, equal: pd.DataFrame) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.5, max(len(names), 1) - 0.5)
     axes.set_xlabel("task")
-    _title(axes, "Every task, by seed: lowest rank (hollow) and full rank")
+    title(axes, "Every task, by seed: lowest rank (hollow) and full rank")
 
 
 def _theory(axes: Axes, table: pd.DataFrame) -> None:
@@ -172,5 +165,5 @@ def _theory(axes: Axes, table: pd.DataFrame) -> None:
     axes.set(xscale="log", xlabel="rank of the first layer")
     if len(rows):
         _number_ticks(axes, rows["rank_number"])
-    _title(axes, "Linear network, exact flow, mean over 200 targets")
+    title(axes, "Linear network, exact flow, mean over 200 targets")
     axes.legend(frameon=False, fontsize=8.5, loc="lower right")

@@ -24,7 +24,7 @@ from peira.dynamics.sgd_noise_regimes.descent import (
     DEAD,
     FITTED,
     RUNNING,
-    Recipe,
+    SGDRecipe,
 )
 from peira.dynamics.sgd_noise_regimes.network import Flat, Normalised
 
@@ -219,7 +219,7 @@ class CompiledMLP:
         model: Flat,
         x: Float32[np.ndarray, "n inputs"],
         y: Float32[np.ndarray, "n"],
-        recipe: Recipe,
+        recipe: SGDRecipe,
         seed: int,
     ) -> None:
         recipe.check_size(len(x))

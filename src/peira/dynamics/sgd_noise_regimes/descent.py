@@ -23,7 +23,7 @@ Noise = Literal["batches", "gaussian"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SGDRecipe:
     """One run of stochastic gradient descent.
 
     The predictor is F = alpha (f(w) - f(w_0)), the loss of a datum (1/alpha) max(0, 1 - y F): its
@@ -106,7 +106,7 @@ def marks(steps: int, ratio: float = 2.0) -> list[int]:
     return [*found, steps]
 
 
-def same_of(recipes: Sequence[Recipe]) -> Recipe:
+def same_of(recipes: Sequence[SGDRecipe]) -> SGDRecipe:
     """The first recipe; raises `DataError` where batch, budget or noise differ between them."""
     kinds = {(r.batch, r.steps, r.noise) for r in recipes}
     if len(kinds) != 1:

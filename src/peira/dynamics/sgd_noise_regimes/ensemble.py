@@ -18,7 +18,7 @@ from peira.dynamics.sgd_noise_regimes.descent import (
     DEAD,
     FITTED,
     RUNNING,
-    Recipe,
+    SGDRecipe,
     same_of,
 )
 
@@ -48,7 +48,7 @@ class EnsembleDescent:
         x: Float[Tensor, "all ..."],
         y: Float[Tensor, "all"],
         index: Int[Tensor, "runs n"],
-        recipes: Sequence[Recipe],
+        recipes: Sequence[SGDRecipe],
         seeds: Sequence[int],
     ) -> None:
         self.recipe = same_of(recipes)

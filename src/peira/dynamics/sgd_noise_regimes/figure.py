@@ -11,13 +11,14 @@ import pandas as pd
 from peira.dynamics.sgd_noise_regimes import judge
 from peira.dynamics.sgd_noise_regimes.crossover import COLUMNS, characteristic_temperature
 from peira.engine.errors import PeiraError
+from peira.engine.figures import GREY, INK, quiet, slide, title
 from peira.engine.verdict import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, GREY, RED = "#22272e", "#8b949e", "#c0392b"
+RED = "#c0392b"
 PERCEPTRON, NETWORK = "#2e6f95", "#d1495b"
 # Change of the tangent kernel, relative, beyond which a network is no longer lazy.
 LAZY = 0.3
@@ -25,9 +26,7 @@ LAZY = 0.3
 
 def draw(table: pd.DataFrame) -> Figure:
     """Six panels on one slide (13.3 x 7.4 inches)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.3, 7.6), layout="constrained", facecolor="white")
+    figure = slide(13.3, 7.6)
     left, right = figure.subfigures(1, 2, width_ratios=[1.9, 1.3])
     (upper, laws), (lower, exponents) = left.subplots(2, 2, width_ratios=[1.1, 1])
     map_axes, columns = right.subplots(2, 1, height_ratios=[1.7, 1])
@@ -40,13 +39,8 @@ def draw(table: pd.DataFrame) -> Figure:
     _phases(map_axes, judge.phase_diagram(table))
     _columns(columns, table)
     for axes in (upper, lower, laws, exponents, columns):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(which="both", colors=INK, labelsize=8)
+        quiet(axes)
     return figure
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10.5, fontweight="bold", color=INK)
 
 
 def _critical(runs: pd.DataFrame, metric: str, level: float | None = None) -> pd.DataFrame:
@@ -67,10 +61,10 @@ def _shade(colour: str, place: int, count: int) -> tuple[float, float, float]:
 
 
 def _crossover(
-    axes: Axes, runs: pd.DataFrame, metric: str, label: str, title: str, colour: str
+    axes: Axes, runs: pd.DataFrame, metric: str, label: str, what: str, colour: str
 ) -> None:
     """A metric against T for every size: means and intervals, the broken line, its break."""
-    _title(axes, f"{title}: noise acts above T_c")
+    title(axes, f"{what}: noise acts above T_c")
     axes.set(xscale="log", yscale="log", xlabel="temperature T", ylabel=label)
     axes.set_xscale("log", base=2)
     if not len(runs):
@@ -99,7 +93,7 @@ def _crossover(
 
 def _laws(axes: Axes, perceptron: pd.DataFrame, network: pd.DataFrame) -> None:
     """T_c against P, relative to its value at the smallest size, by three definitions."""
-    _title(axes, "T_c against the training set")
+    title(axes, "T_c against the training set")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set(xlabel="training data P", ylabel="T_c(P) / T_c(smallest P)")
@@ -131,7 +125,7 @@ def _laws(axes: Axes, perceptron: pd.DataFrame, network: pd.DataFrame) -> None:
 
 def _exponents(axes: Axes, runs: pd.DataFrame) -> None:
     """Exponents of signal and time in P, measured and predicted, against the depletion."""
-    _title(axes, "Perceptron: exponents in P at T = 8")
+    title(axes, "Perceptron: exponents in P at T = 8")
     axes.set(xlabel="depletion chi of data near the boundary", ylabel="exponent")
     chi = np.linspace(0, 3, 100)
     laws = {
@@ -158,7 +152,7 @@ def _exponents(axes: Axes, runs: pd.DataFrame) -> None:
 
 def _phases(axes: Axes, grid: pd.DataFrame) -> None:
     """Test error over alpha and dt; where runs do not end, and where they would be unstable."""
-    _title(axes, "Test error (%) in output scale and learning rate")
+    title(axes, "Test error (%) in output scale and learning rate")
     axes.set(xlabel="output scale alpha (feature learning to lazy)", ylabel="learning rate dt")
     if not len(grid):
         return
@@ -224,7 +218,7 @@ def _lazy_boundary(axes: Axes, alpha: np.ndarray, dt: np.ndarray, change: np.nda
 
 def _columns(axes: Axes, table: pd.DataFrame) -> None:
     """Error against dt at two output scales: SGD, gradient descent, the lazy limit."""
-    _title(axes, "Noise or step size? SGD against gradient descent")
+    title(axes, "Noise or step size? SGD against gradient descent")
     axes.set_xscale("log", base=2)
     axes.set(xlabel="learning rate dt", ylabel="test error (%)")
     grid, whole = judge.phase_diagram(table), judge.phase_diagram(table, whole=True)

@@ -41,7 +41,7 @@ from peira.dynamics.sgd_noise_regimes.descent import (
     FITTED,
     Descent,
     Noise,
-    Recipe,
+    SGDRecipe,
     check_labels,
     marks,
 )
@@ -57,7 +57,7 @@ from peira.dynamics.sgd_noise_regimes.perceptron import (
 __all__ = [
     "Advice",
     "Exponent",
-    "Recipe",
+    "SGDRecipe",
     "SignalNoise",
     "characteristic_temperature",
     "depleted_error",
@@ -140,7 +140,7 @@ def noise_sweep(
     tested = (data[held_out], labels[held_out]) if test is None else _tensors(*test)
     tested = (tested[0].to(data.device), tested[1].to(data.device))
     recipes = {
-        (alpha, t): Recipe(t * batch * pace, alpha, batch, steps, noise)
+        (alpha, t): SGDRecipe(t * batch * pace, alpha, batch, steps, noise)
         for alpha, t in product(alphas, temperatures)
     }
     runs = [(*key, seed) for seed in seeds for key in recipes]
@@ -216,7 +216,7 @@ def train_all(
     x: Tensor,
     y: Tensor,
     index: Tensor,
-    recipes: Sequence[Recipe],
+    recipes: Sequence[SGDRecipe],
     seeds: Sequence[int],
 ) -> list[dict[str, float]]:
     """Train every model, in place, to its stop; how each ended."""
@@ -232,7 +232,7 @@ def train_all(
     return [ending(together, recipe, i) for i, recipe in enumerate(recipes)]
 
 
-def ending(descent: Descent, recipe: Recipe, member: int = 0) -> dict[str, float]:
+def ending(descent: Descent, recipe: SGDRecipe, member: int = 0) -> dict[str, float]:
     """How a run ended: fitted, broken, steps and time up to its last change of weights."""
     status, moved = descent.status[member], int(descent.moved[member])
     return {
@@ -301,7 +301,7 @@ def perceptron_signal_noise(
     x: Float[np.ndarray, "n d"],
     y: Float[np.ndarray, "n"],
     direction: Float[np.ndarray, "d"] | None = None,
-    recipe: Recipe | None = None,
+    recipe: SGDRecipe | None = None,
     *,
     seed: int = 0,
     centred: bool = False,
@@ -323,7 +323,7 @@ def perceptron_signal_noise(
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     rng = np.random.default_rng(seed)
-    recipe = recipe or Recipe(dt=1.0, alpha=2.0**15, batch=2, steps=1_000_000)
+    recipe = recipe or SGDRecipe(dt=1.0, alpha=2.0**15, batch=2, steps=1_000_000)
     if x.ndim != 2:
         raise DataError("shape of the data", value=x.shape, expected="(n, d)")
     weights = rng.standard_normal(x.shape[1])

@@ -11,7 +11,13 @@ from numba import njit
 
 from peira.data.errors import DataError
 from peira.dynamics.sgd_noise_regimes.batches import draw, key_of
-from peira.dynamics.sgd_noise_regimes.descent import BROKEN, FITTED, RUNNING, Recipe, check_labels
+from peira.dynamics.sgd_noise_regimes.descent import (
+    BROKEN,
+    FITTED,
+    RUNNING,
+    SGDRecipe,
+    check_labels,
+)
 
 
 def depleted_gaussian(
@@ -126,7 +132,7 @@ class Perceptron:
         self,
         x: Float64[np.ndarray, "n d"],
         y: Float64[np.ndarray, "n"],
-        recipe: Recipe,
+        recipe: SGDRecipe,
         seed: int,
         weights: Float64[np.ndarray, "d"],
         *,

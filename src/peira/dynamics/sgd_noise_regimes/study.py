@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import peira
 from peira.dynamics.sgd_noise_regimes import images
 from peira.dynamics.sgd_noise_regimes.compiled import CompiledMLP, compilable
-from peira.dynamics.sgd_noise_regimes.descent import RUNNING, Recipe, marks
+from peira.dynamics.sgd_noise_regimes.descent import RUNNING, SGDRecipe, marks
 from peira.dynamics.sgd_noise_regimes.ensemble import EnsembleDescent
 from peira.dynamics.sgd_noise_regimes.judge import ALPHA, verdicts
 from peira.dynamics.sgd_noise_regimes.method import (
@@ -81,10 +81,10 @@ class Cell(peira.Cell):
         return self.dt / self.batch / (1 if self.network == "linear" else self.width)
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> SGDRecipe:
         """How the cell descends."""
         noise = "gaussian" if self.method == "sde" else "batches"
-        return Recipe(self.dt, self.alpha, self.batch, self.steps, noise)
+        return SGDRecipe(self.dt, self.alpha, self.batch, self.steps, noise)
 
 
 def temperature_sweep(
@@ -351,7 +351,7 @@ def train_networks(
     ]
 
 
-def finished(recipe: Recipe, ended: dict[str, float]) -> dict[str, float | peira.Censored]:
+def finished(recipe: SGDRecipe, ended: dict[str, float]) -> dict[str, float | peira.Censored]:
     """How a run ended, its time censored where data were left unfitted."""
     budget = peira.Censored(recipe.steps * recipe.dt)
     return {
@@ -413,7 +413,7 @@ def perceptrons(cell: Cell, run: peira.Run) -> dict[str, float | peira.Censored]
     }
 
 
-def one_perceptron(cell: Cell, recipe: Recipe, run: peira.Run, replica: int) -> dict[str, float]:
+def one_perceptron(cell: Cell, recipe: SGDRecipe, run: peira.Run, replica: int) -> dict[str, float]:
     """One draw of data, initial weights and batches; the same for all cells of one size."""
     seed = 1000 * run.seed + replica
     rng = np.random.default_rng(seed)

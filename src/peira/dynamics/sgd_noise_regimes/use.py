@@ -128,7 +128,7 @@ def perceptron(
 ) -> None:
     """Train a linear classifier by SGD until all is fitted; show its signal and its noise."""
     x, y = read_data(data, label)
-    recipe = method.Recipe(dt, 2.0**15, batch, steps)
+    recipe = method.SGDRecipe(dt, 2.0**15, batch, steps)
     found = method.perceptron_signal_noise(x, y, recipe=recipe, seed=seed)
     shown = Table("step", "unfitted", "signal", "noise", "signal / noise")
     for row in found.curves.itertuples():
