@@ -14,6 +14,7 @@ from scipy.integrate import dblquad, quad
 from scipy.sparse import csr_array
 from scipy.special import gamma
 from scipy.stats import multinomial as scipy_multinomial
+from scipy.stats import poisson
 
 from peira.data import DataError
 from peira.graphs.graphex_mfg import use
@@ -60,6 +61,7 @@ from peira.graphs.graphex_mfg.networks import (
 )
 from peira.graphs.graphex_mfg.persistence import _Neighbours, keep_neighbours
 from peira.graphs.graphex_mfg.simulation import delta_mu, simulate
+from peira.graphs.graphex_mfg.tabulated import TabulatedGraphex, _pair_within
 
 HALF = SeparablePowerLaw(0.5)
 
@@ -184,6 +186,118 @@ def test_bad_graphex_settings_are_refused():
         SeparablePowerLaw(0.95).sample(500.0, rng())
     with pytest.raises(ValueError, match="tau must be positive"):
         GeneralisedGamma(0.5, tau=0.0)
+
+
+# A graphex of one's own
+
+
+def own_half(reach=1000.0):
+    """The power law with sigma 1/2, as a person would type it."""
+    return TabulatedGraphex.from_function(lambda a, b: 1 / ((1 + a) * (1 + b)) ** 2, reach)
+
+
+def test_own_function_has_the_closed_forms_of_the_same_graphex():
+    own, nu = own_half(), 40.0
+    assert own.edge_mass == pytest.approx(1.0, rel=3e-3)
+    assert own.expected_nodes(nu) == pytest.approx(HALF.expected_nodes(nu), rel=0.01)
+    assert own.degree_law(3, nu) == pytest.approx(HALF.degree_law(3, nu), abs=3e-3)
+    assert own(0.02, 0.01) == pytest.approx(HALF(0.02, 0.01), rel=0.05)
+    assert own(5.0, 1e6) == 0
+
+
+def test_own_function_has_the_same_equilibrium():
+    game = NonlinearSIS(horizon=12)
+    ours, own = (solve(game, graphex, 2, 20) for graphex in (HALF, own_half(100.0)))
+    assert own.policies.shape == (202, 12, 2, 2)
+    assert own.policies[:2] == pytest.approx(ours.policies[:2])
+    assert own.policies[2:] == pytest.approx(np.broadcast_to(ours.policies[2], (200, 12, 2, 2)))
+    assert own.exploitability == pytest.approx(ours.exploitability[[0, 1] + [2] * 200])
+    again = propagate(game, own.graphex, 2, own.policies[2:], own.policies[:2])
+    assert again.exploitability == pytest.approx(own.exploitability)
+    played = simulate(game, own.graphex.sample(60.0, rng()), own, 20, rng(1))
+    assert delta_mu(played.mean_fields, own.mean_field(played.degrees)) < 6.0
+
+
+@pytest.mark.parametrize(
+    ("graphex", "nu"),
+    [
+        (own_half(300.0), 25.0),
+        (TabulatedGraphex([0, 1, 4, 40], [[0.7, 0.2, 0.01], [0.2, 0, 0], [0.01, 0, 0.001]]), 20.0),
+    ],
+)
+def test_own_graphs_have_expected_size_and_degrees(graphex, nu):
+    mean, error, low = statistics(graphex, nu, 400)
+    expected = np.array([graphex.expected_edges(nu), graphex.expected_nodes(nu)])
+    assert (np.abs(mean - expected) < 4 * error).all()
+    assert low == pytest.approx(graphex.degree_law(3, nu), abs=0.01)
+
+
+def test_own_edges_join_the_right_cells():
+    # Cell 0 is a complete graph, cells 1 and 2 have edges to cell 0 only: surely and never.
+    graphex = TabulatedGraphex([0, 1, 2, 3], [[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    degrees = degrees_of(graphex.sample(12.0, rng(4)))
+    hubs = (degrees == len(degrees) - 1).sum()
+    assert 0 < hubs < len(degrees)
+    assert degrees.sum() / 2 == hubs * (hubs - 1) / 2 + hubs * (len(degrees) - hubs)
+    assert (degrees[degrees < len(degrees) - 1] == hubs).all()
+    assert [_pair_within(k) for k in range(10)] == [(r, c) for r in range(5) for c in range(r)]
+    huge = 3_000_000_000 * 2_999_999_999 // 2
+    assert _pair_within(huge) == (3_000_000_000, 0)
+    assert _pair_within(huge - 1) == (2_999_999_999, 2_999_999_998)
+
+
+def test_own_core_classes_see_the_cells_of_the_table():
+    # Two cells that see only each other; the lighter one protects itself.
+    graphex = TabulatedGraphex([0, 1, 3], [[0, 1], [1, 0]])
+    assert graphex.neighbour_matrix().tolist() == [[0, 1], [1, 0]]
+    policy = np.zeros((2, 2, 2, 2))
+    policy[0, ..., 0] = policy[1, ..., 1] = 1.0
+    infected = propagate(SIS(horizon=2), graphex, 1, policy).mean_fields[..., 1]
+    assert infected[1] == pytest.approx([0.5, 0.6, 0.6 * 0.8 + 0.4 * 0.8 * 0.4])
+    assert infected[2] == pytest.approx([0.5, 0.4, 0.4 * 0.8])
+    # The periphery sees what the last cell sees: cell 0.
+    assert infected[0] == pytest.approx([0.5, 0.5, 0.5 * 0.8 + 0.5 * 0.5 * 0.8 * 0.6])
+
+
+def test_own_population_weighs_cells_by_their_nodes():
+    graphex, nu = TabulatedGraphex([0, 1, 6], [[0.5, 0.1], [0.1, 0.0]]), 30.0
+    rate = nu * np.array([1.0, 0.1])
+    nodes = nu * np.array([1, 5]) * poisson.sf(0, rate)
+    core = nu * np.array([1, 5]) * poisson.sf(2, rate)
+    weights = propagate(SIS(horizon=2), graphex, 2).weights(nu=nu)
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[2:] == pytest.approx(core / nodes.sum())
+    assert graphex.core_class(np.array([1, 3, 16, 17, 99]), nu).tolist() == [1, 1, 1, 0, 0]
+    with pytest.raises(ValueError, match="give the size nu"):
+        propagate(SIS(horizon=2), graphex, 2).mean_field()
+
+
+@pytest.mark.parametrize(
+    ("grid", "table", "message"),
+    [
+        ([0, 1, 1], np.eye(2), "must rise from 0"),
+        ([1, 2], [[1]], "must rise from 0"),
+        ([0, 1, 2], [[1]], r"2 cells, but the table has shape \(1, 1\)"),
+        ([0, 1, 2], [[1, 0], [0, 1.5]], r"in \[0, 1\]; got 1.5 in cells \(1, 1\)"),
+        ([0, 1, 2], [[1, np.nan], [0, 1]], r"in \[0, 1\]; got nan in cells \(0, 1\)"),
+        ([0, 1, 2], [[1, 0.5], [0.2, 1]], r"symmetric; got 0.5 and 0.2 in cells \(0, 1\)"),
+        ([0, 1], [[0]], "no edge"),
+    ],
+)
+def test_bad_tables_are_named(grid, table, message):
+    with pytest.raises(ValueError, match=message):
+        TabulatedGraphex(grid, table)
+
+
+def test_bad_reach_and_size_are_named():
+    with pytest.warns(UserWarning, match="8% of the edge ends lie beyond half.*raise reach=10"):
+        own_half(10.0)
+    with pytest.raises(ValueError, match="reach must be positive"):
+        own_half(0.0)
+    with pytest.raises(ValueError, match="nu must be positive"):
+        own_half().sample(0.0, rng())
+    with pytest.raises(ValueError, match="candidate points"):
+        own_half().sample(1e6, rng())
 
 
 # Networks

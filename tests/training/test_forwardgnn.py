@@ -1,10 +1,12 @@
 """Forward learning of graph networks: against brute force, PyG, and its own promises."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -15,6 +17,8 @@ from torch_geometric.nn import GAT, GCN, GATConv, GCNConv, GraphSAGE, SAGEConv
 from torch_geometric.transforms import RandomLinkSplit
 
 from peira.data import DataError
+from peira.engine.catalogue import paper
+from peira.engine.runs import Run
 from peira.nn.saved_tensors import SavedTensors
 from peira.training import ForwardGNN, ForwardLinkPredictor
 from peira.training.forwardgnn.baselines import BackpropLinks, BackpropNodes, propagated_labels
@@ -42,7 +46,13 @@ from peira.training.forwardgnn.graph import (
 from peira.training.forwardgnn.learners import Settings, Validation, goodness_loss
 from peira.training.forwardgnn.links import LinkData, link_metrics
 from peira.training.forwardgnn.method import LINK_LEARNERS, NODE_LEARNERS, seeded
-from peira.training.forwardgnn.study import Cell, count_passes, crossing_gradients
+from peira.training.forwardgnn.study import (
+    Cell,
+    GpuPeak,
+    Study,
+    count_passes,
+    crossing_gradients,
+)
 from peira.training.forwardgnn.topdown import SETTLING_STEPS
 
 NODES, CLASSES = 40, 3
@@ -153,6 +163,41 @@ def test_shared_products_change_nothing(blocks):
     sum(out.square().sum() for out in shared).backward()
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
     torch.testing.assert_close(layer.conv.lin.weight.grad, expected)
+
+
+def test_passes_with_the_same_links_propagate_once(blocks, monkeypatch):
+    x, edges, _ = blocks
+    layer = ForwardLayer(make_conv("gcn", 12, 4))
+    features, graph, rows = SparseMatrix(x[:, :9]), Edges(torch.from_numpy(edges), NODES), [5, 3]
+    rows = torch.tensor(rows)
+    columns = [torch.from_numpy(x[:, 9:]) + k for k in range(3)]
+    inputs = [layer.prepare([features, one], graph, rows) for one in columns]
+    alone = [layer(one) for one in inputs]
+    sum(out.square().sum() for out in alone).backward()
+    expected = layer.conv.lin.weight.grad.clone()
+    layer.zero_grad()
+    products = []
+    multiply = SparseMatrix.__matmul__
+    monkeypatch.setattr(
+        SparseMatrix, "__matmul__", lambda m, d: products.append(m) or multiply(m, d)
+    )
+    with shared_products():
+        shared = [layer(one) for one in inputs]
+    # Features by weights, then the two rows of the operator by that: once for all three passes.
+    assert [m.shape for m in products] == [(NODES, 9), (2, NODES)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert not torch.equal(alone[0], alone[1])
+    sum(out.square().sum() for out in shared).backward()
+    torch.testing.assert_close(layer.conv.lin.weight.grad, expected)
+
+
+def test_rows_of_another_index_are_other_rows():
+    matrix = SparseMatrix(np.arange(12.0).reshape(4, 3))
+    first, second = torch.tensor([1, 2]), torch.tensor([1, 2])
+    assert matrix.rows(first) is matrix.rows(first)
+    assert matrix.rows(torch.tensor([0])).dense().tolist() == [[0, 1, 2]]
+    assert torch.equal(matrix.rows(second).dense(), matrix.rows(first).dense())
+    assert matrix.rows(None) is matrix
 
 
 def test_gat_heads_must_share_the_width():
@@ -950,6 +995,48 @@ def test_link_predictor_on_plain_and_labelled_data(linked):
 def test_cells_speak_of_patience_in_epochs():
     assert Cell(patience=200, val_every=10).settings().patience == 20
     assert Cell(patience=1, val_every=10).settings().patience == 1
+
+
+def accuracies(through):
+    """Three splits of SF and of label appending, stopped early and trained `through`."""
+    fields = {"task": "nodes", "data": "cora_ml", "conv": "gcn", "layers": 2}
+    means = {("sf", 200): 0.88, ("ff_la", 200): 0.70, ("ff_la", 1000): through}
+    return pd.DataFrame(
+        [
+            {**fields, "method": m, "patience": p, "seed": s, "test_accuracy": mean + p * s / 1e5}
+            for (m, p), mean in means.items()
+            for s in range(3)
+        ]
+    )
+
+
+@pytest.mark.parametrize(("through", "verdict"), [(0.70, "supported"), (0.80, "refuted")])
+def test_label_appending_is_also_judged_after_all_epochs(through, verdict):
+    study = Study(paper("forwardgnn").card)
+    _, judged = itertools.islice(study.claims(accuracies(through)), 2)
+    assert judged.claim == "C2"
+    assert judged.verdict == verdict
+    assert judged.parts[0].verdict == "supported"
+    assert judged.parts[1].effect == pytest.approx(0.88 - through - 0.008)
+
+
+def test_memory_is_measured_on_the_device_there_is(monkeypatch):
+    study, cell = Study(paper("forwardgnn").card), Cell(task="memory", data="blocks", epochs=1)
+    on_cpu = study.measure(cell, Run(0))
+    assert set(on_cpu) == {"sf_saved_mib", "bp_saved_mib", "saved_ratio"} or (
+        torch.cuda.is_available()
+    )
+    # What was there before the context does not count.
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 350)
+    with GpuPeak(torch.device("cuda")) as gpu:
+        assert calls == [torch.device("cuda")]
+    assert gpu.peak == 250
+    with GpuPeak(torch.device("cpu")) as none:
+        pass
+    assert none.peak is None
 
 
 @pytest.mark.slow

@@ -66,6 +66,10 @@ class LpGraphon:
         """Classes in proportion to their edge ends."""
         return self._share * self._s / (self._share @ self._s)
 
+    def core_shares(self, kstar: int, nu: float | None = None) -> Float[np.ndarray, " classes"]:
+        """Share of the nodes in each class; all of them are core."""
+        return self._share
+
     def core_class(
         self, degrees: Int[np.ndarray, " nodes"], nu: float
     ) -> Int[np.ndarray, " nodes"]:

@@ -8,6 +8,7 @@ simulation of the finite graph alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -69,19 +70,30 @@ def named_game(name: str) -> Game:
 
 def kernel(game: Game, g: Float[np.ndarray, "*any states"]) -> Float[np.ndarray, "*any x u y"]:
     """P(y | x, u, G) for all states x, y and actions u."""
-    x = np.arange(len(game.states))[:, None]
-    u = np.arange(len(game.actions))
+    x, u = _states_and_actions(len(game.states), len(game.actions))
     shape = (*g.shape[:-1], len(x), len(u), len(x))
-    return np.broadcast_to(game.transition(x, u, g[..., None, None, :]), shape)
+    rows = game.transition(x, u, g[..., None, None, :])
+    # The limit system asks for one time step after another, and broadcasting is not free.
+    return rows if rows.shape == shape else np.broadcast_to(rows, shape)
 
 
 def rewards(game: Game, g: Float[np.ndarray, "*any states"]) -> Float[np.ndarray, "*any x u"]:
     """r(x, u, G) for all states x and actions u."""
-    x = np.arange(len(game.states))[:, None]
-    u = np.arange(len(game.actions))
+    x, u = _states_and_actions(len(game.states), len(game.actions))
     return np.broadcast_to(
         game.reward(x, u, g[..., None, None, :]), (*g.shape[:-1], len(x), len(u))
     )
+
+
+@cache
+def _states_and_actions(states: int, actions: int) -> tuple[np.ndarray, np.ndarray]:
+    """All states as a column and all actions as a row, which broadcast to all pairs."""
+    return _frozen(np.arange(states)[:, None]), _frozen(np.arange(actions))
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def check_game(game: Game) -> None:
@@ -115,7 +127,11 @@ def _check_rows(rows: np.ndarray, name: str, states: int) -> None:
 
 def _rows(*probabilities: np.ndarray) -> np.ndarray:
     """Probabilities of the next states, side by side in a last axis."""
-    return np.stack(np.broadcast_arrays(*probabilities), axis=-1)
+    shape = np.broadcast(*probabilities).shape
+    rows = np.empty((*shape, len(probabilities)))
+    for state, column in enumerate(probabilities):
+        rows[..., state] = column
+    return rows
 
 
 @dataclass(frozen=True)

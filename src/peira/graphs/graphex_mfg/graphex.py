@@ -50,6 +50,10 @@ class Graphex(Protocol):
         """Share of the nodes that have degree 1, ..., `largest`."""
         ...
 
+    def core_shares(self, kstar: int, nu: float | None = None) -> Float[np.ndarray, " classes"]:
+        """Share of each core class among the nodes with more than `kstar` neighbours."""
+        ...
+
 
 @dataclass(frozen=True)
 class SeparablePowerLaw:
@@ -117,6 +121,10 @@ class SeparablePowerLaw:
         return np.ones((1, 1))
 
     def light_neighbours(self) -> Float[np.ndarray, " 1"]:
+        """All of them in the one class."""
+        return np.ones(1)
+
+    def core_shares(self, kstar: int, nu: float | None = None) -> Float[np.ndarray, " 1"]:
         """All of them in the one class."""
         return np.ones(1)
 
@@ -221,6 +229,10 @@ class GeneralisedGamma:
         """Proportional to w_j / xi(w_j), the row of the matrix for weight zero."""
         w = self.core_weights()
         return w / self.xi(w) / (w / self.xi(w)).sum()
+
+    def core_shares(self, kstar: int, nu: float | None = None) -> Float[np.ndarray, " classes"]:
+        """Spread over the classes as the edge ends are, evenly."""
+        return np.full(self.classes, 1.0 / self.classes)
 
     def core_class(
         self, degrees: Int[np.ndarray, " nodes"], nu: float

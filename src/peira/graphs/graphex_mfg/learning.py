@@ -98,10 +98,9 @@ class Classes:
         classes = len(self.policies)
         if degrees is not None:
             return np.bincount(self.class_of(degrees, nu), minlength=classes) / len(degrees)
-        # The core of a degree law without a size is spread over its classes by edge ends.
         low = self.graphex.degree_law(self.kstar, nu)
-        core = classes - self.kstar
-        return np.concatenate([low, np.full(core, (1.0 - low.sum()) / core)])
+        core = self.graphex.core_shares(self.kstar, nu)
+        return np.concatenate([low, (1.0 - low.sum()) * core])
 
     @property
     def exploitability(self) -> Float[np.ndarray, " classes"]:

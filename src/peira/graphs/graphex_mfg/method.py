@@ -14,6 +14,7 @@ from peira.graphs.graphex_mfg.learning import Classes, propagate, solve
 from peira.graphs.graphex_mfg.networks import fit_graphex
 from peira.graphs.graphex_mfg.persistence import keep_neighbours
 from peira.graphs.graphex_mfg.simulation import delta_mu, simulate
+from peira.graphs.graphex_mfg.tabulated import TabulatedGraphex
 
 __all__ = [
     "SIR",
@@ -25,6 +26,7 @@ __all__ = [
     "NonlinearSIS",
     "Rumour",
     "SeparablePowerLaw",
+    "TabulatedGraphex",
     "best_response_on_graph",
     "delta_mu",
     "fit_graphex",

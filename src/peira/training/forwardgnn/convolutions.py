@@ -55,6 +55,7 @@ class SparseMatrix:
     def __init__(self, matrix: Any, device: torch.device | str = "cpu") -> None:
         self.matrix = sparse.csr_matrix(matrix, dtype=np.float32)
         self.device = torch.device(device)
+        self._kept: tuple[Tensor, SparseMatrix] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,10 +77,16 @@ class SparseMatrix:
         return _SparseProduct.apply(self, dense)
 
     def rows(self, index: Int[Tensor, " kept"] | None) -> SparseMatrix:
-        """The matrix of these rows only (all of them for None)."""
+        """The matrix of these rows only (all of them for None).
+
+        Asked again with the same tensor it returns the same object, so that passes which differ
+        in their input only can share products.
+        """
         if index is None:
             return self
-        return SparseMatrix(self.matrix[index.cpu().numpy()], self.device)
+        if self._kept is None or self._kept[0] is not index:
+            self._kept = index, SparseMatrix(self.matrix[index.cpu().numpy()], self.device)
+        return self._kept[1]
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         """As a dense tensor."""
@@ -196,15 +203,15 @@ class Edges:
         return SparseMatrix(matrix, self.index.device)
 
 
-_products: ContextVar[dict[tuple[Any, ...], Tensor] | None] = ContextVar("products", default=None)
+_products: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("products", default=None)
 
 
 @contextmanager
 def shared_products() -> Iterator[None]:
     """Within this context passes that share sparse features and weights multiply them once.
 
-    Positive, negative and candidate passes differ in labels or links only. Weights must not change
-    inside.
+    Positive, negative and candidate passes differ in labels or links only; where the links are the
+    same too, so is the propagated product. Weights must not change inside.
     """
     token = _products.set({})
     try:
@@ -213,14 +220,27 @@ def shared_products() -> Iterator[None]:
         _products.reset(token)
 
 
-def _product(x: Features, weight: Float[Tensor, "out width"]) -> Float[Tensor, "rows out"]:
+def _once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` returns; inside `shared_products` it is asked once for every key."""
     known = _products.get()
-    if known is None or not isinstance(x, SparseMatrix):
-        return x @ weight.t()
-    key = (id(x), weight.data_ptr(), tuple(weight.shape), torch.is_grad_enabled())
+    if known is None:
+        return make()
+    key = (*key, torch.is_grad_enabled())
     if key not in known:
-        known[key] = x @ weight.t()
+        known[key] = make()
     return known[key]
+
+
+def _product(
+    left: SparseMatrix | None, x: Features, weight: Float[Tensor, "out width"]
+) -> Float[Tensor, "rows out"]:
+    """M x W^T, or x W^T where `left` is None."""
+    if not isinstance(x, SparseMatrix):
+        return x @ weight.t()
+    key = (id(left), id(x), weight.data_ptr(), weight.shape)
+    if left is None:
+        return _once(key, lambda: x @ weight.t())
+    return _once(key, lambda: left @ _product(None, x, weight))
 
 
 @dataclass(frozen=True)
@@ -245,8 +265,7 @@ class Term:
 
     def times(self, weight: Float[Tensor, "out width"]) -> Float[Tensor, "rows out"]:
         """M x W^T."""
-        out = _product(self.right, weight)
-        return out if self.left is None else self.left @ out
+        return _product(self.left, self.right, weight)
 
     @property
     def width(self) -> int:
@@ -265,7 +284,9 @@ class Propagated:
         blocks = self.terms[which]
         if len(blocks) == 1:
             return blocks[0].times(weight)
-        parts = weight.split([term.width for term in blocks], dim=1)
+        widths = [term.width for term in blocks]
+        # The gradient of every split is as wide as the whole weight.
+        parts = _once((weight.data_ptr(), *widths), lambda: weight.split(widths, dim=1))
         products = [term.times(part) for term, part in zip(blocks, parts, strict=True)]
         return sum(products[1:], products[0])
 

@@ -86,7 +86,7 @@ def _homophily(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_title("Simulated blocks: when neighbours disagree", loc="left")
     keep = (table["task"] == "nodes") & (table["data"] == "blocks") & (table["conv"] == "gcn")
     rows: Any = table[keep]
-    for method, shade in (("bp", GLOBAL), ("sf", LOCAL)):
+    for method, shade in (("bp", GLOBAL), ("sf", LOCAL), ("mlp", OTHER)):
         part = rows[rows["method"] == method].groupby("homophily")["test_accuracy"]
         mean, low, high = part.mean() * 100, part.min() * 100, part.max() * 100
         axes.plot(mean.index, mean, "o-", color=shade, lw=2, label=NAMES[method])
