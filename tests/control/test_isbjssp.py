@@ -10,20 +10,31 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from ortools.sat.python import cp_model
 
 from peira import PeiraError
 from peira.control.isbjssp import use
 from peira.control.isbjssp.environment import JobShopEnv
 from peira.control.isbjssp.evaluation import makespans
 from peira.control.isbjssp.exact import reoptimise_shop, solve_shop
-from peira.control.isbjssp.graph import collate, observe, to_pyg
+from peira.control.isbjssp.graph import collate, completion_bounds, observe, to_pyg
+from peira.control.isbjssp.l2d import L2DNetwork
 from peira.control.isbjssp.live import LiveShop
-from peira.control.isbjssp.policy import DispatchNetwork
-from peira.control.isbjssp.ppo import PPO, advantages, log_softmax_by, play, update
+from peira.control.isbjssp.policy import DispatchNetwork, DispatchPolicy
+from peira.control.isbjssp.ppo import (
+    PPO,
+    DispatchTrainer,
+    Reward,
+    advantages,
+    log_softmax_by,
+    play,
+    update,
+)
 from peira.control.isbjssp.schedule import InvalidSchedule, Schedule, validate_schedule
 from peira.control.isbjssp.shop import JobShop, ft06
 from peira.control.isbjssp.simulator import (
     BEGUN,
+    END,
     RULES,
     START,
     Deadlock,
@@ -335,19 +346,89 @@ def test_ft06_optimum_with_and_without_storage() -> None:
     assert solve_shop(shop, 30, blocking=False).makespan == 55
 
 
+# Blocking with swaps; those of the 10 x 10 instances are quoted from the literature.
+LAWRENCE = {"la01": 793, "la03": 715, "la04": 743, "la05": 664}
+QUOTED = {
+    "ft10": 1068, "abz5": 1468, "abz6": 1145, "la16": 1060, "la17": 929, "la18": 1025,
+    "la19": 1043, "la20": 1060,
+}  # fmt: skip
+WITH_STORAGE = {"la01": 666, "la03": 597, "la04": 590, "la05": 593}
+
+
+def decide(shop: JobShop, makespan: int, seconds: float) -> bool | None:
+    """Whether a schedule of at most this makespan exists: a model of its own; None if unknown.
+
+    Every start lies between the work before it and the makespan minus the work from it on.
+    """
+    model, busy = cp_model.CpModel(), {}
+    for job in range(shop.job_count):
+        duration, head = shop.durations[job].tolist(), 0
+        starts = []
+        for operation in range(len(duration) + 1):
+            starts.append(model.new_int_var(head, makespan - sum(duration[operation:]), ""))
+            head += sum(duration[operation : operation + 1])
+        model.add(starts[-1] == starts[-2] + duration[-1])
+        for operation, (start, end) in enumerate(itertools.pairwise(starts)):
+            blocks = operation + 1 < len(duration)
+            length = duration[operation]
+            length = model.new_int_var(length, makespan, "") if blocks else length
+            held = model.new_interval_var(start, length, end, "")
+            busy.setdefault(int(shop.machines[job, operation]), []).append(held)
+    for intervals in busy.values():
+        model.add_no_overlap(intervals)
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.max_time_in_seconds = seconds
+    answers = {cp_model.OPTIMAL: True, cp_model.FEASIBLE: True, cp_model.INFEASIBLE: False}
+    return answers.get(solver.solve(model))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decisions_agree_with_brute_force(seed: int) -> None:
+    best = brute_force(tiny(seed))
+    assert decide(tiny(seed), best, 10) is True
+    assert decide(tiny(seed), best - 1, 10) is False
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "optimum", "with_storage"),
-    [("la01", 793, 666), ("la03", 715, 597), ("la04", 743, 590), ("la05", 664, 593)],
-)
-def test_lawrence_optima(name: str, optimum: int, with_storage: int, real_data: Path) -> None:
+@pytest.mark.parametrize("name", ["ft06", "la01"])
+def test_optima_proved_by_two_decisions(name: str, real_data: Path) -> None:
+    shop = JobShop.from_file(real_data / "jsplib" / "instances" / name)
+    best = {"ft06": 63, **LAWRENCE}[name]
+    assert decide(shop, best, 120) is True
+    # Half a minute of CPU time for la01.
+    assert decide(shop, best - 1, 600) is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["la03", "la05"])
+def test_optima_proved_by_minimising(name: str, real_data: Path) -> None:
     shop = JobShop.from_file(real_data / "jsplib" / "instances" / name)
     solution = solve_shop(shop, 300)
-    assert (solution.makespan, solution.proved) == (optimum, True)
+    assert (solution.makespan, solution.proved) == (LAWRENCE[name], True)
     schedule = replay_orders(shop, solution.orders)
     schedule.validate()
-    assert schedule.makespan == optimum
-    assert solve_shop(shop, 60, blocking=False).makespan == with_storage
+    assert schedule.makespan == LAWRENCE[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LAWRENCE, *QUOTED])
+def test_optima_lie_between_bound_and_schedule(name: str, real_data: Path) -> None:
+    """Seconds prove none of the 10 x 10 optima, but could prove each of them wrong."""
+    shop = JobShop.from_file(real_data / "jsplib" / "instances" / name)
+    solution, optimum = solve_shop(shop, 8), {**LAWRENCE, **QUOTED}[name]
+    schedule = replay_orders(shop, solution.orders)
+    schedule.validate()
+    assert solution.bound <= optimum <= schedule.makespan <= solution.makespan
+    assert decide(shop, optimum - 1, 4) is not True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_STORAGE)
+def test_lawrence_optima_with_storage(name: str, real_data: Path) -> None:
+    shop = JobShop.from_file(real_data / "jsplib" / "instances" / name)
+    solution = solve_shop(shop, 60, blocking=False)
+    assert (solution.makespan, solution.proved) == (WITH_STORAGE[name], True)
 
 
 def test_rolling_horizon_is_valid_and_optimal_without_shutdowns() -> None:
@@ -366,13 +447,15 @@ def test_environment_passes_gymnasiums_checks() -> None:
     assert env.render().shape[-1] == 3
 
 
-@pytest.mark.parametrize("reward", ["waiting", "makespan"])
+@pytest.mark.parametrize("reward", ["waiting", "makespan", "bound"])
 def test_environment_rewards_sum_to_the_return(reward: str) -> None:
     env = JobShopEnv(lambda rng: JobShop.random(6, 4, rng), p=0.2, reward=reward, when="running")
     rng = np.random.default_rng(0)
     for seed in range(5):
         _, info = env.reset(seed=seed)
         start = env.episode.waited if reward == "waiting" else env.episode.now
+        if reward == "bound":
+            start = completion_bounds(env.episode.state).max()
         total, done = 0.0, False
         while not done:
             action = rng.choice(np.flatnonzero(info["action_mask"]))
@@ -381,7 +464,7 @@ def test_environment_rewards_sum_to_the_return(reward: str) -> None:
         assert not observation["present"].any()
         table = Schedule.of(env.episode).table
         shop = env.episode.shop
-        if reward == "makespan":
+        if reward != "waiting":
             spent, scale = info["makespan"], 1
         else:
             # A job waits whenever it is neither being processed nor done.
@@ -504,6 +587,112 @@ def test_relabelling_jobs_and_machines_changes_no_score() -> None:
     torch.testing.assert_close(second[1], first[1], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("when", ["idle", "running"])
+def test_completion_bounds_are_below_what_happens(when: str) -> None:
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        shop = JobShop.random(6, 4, rng)
+        episode, bounds = Episode(shop, draw_outages(shop, 0.3, seed, when)), []
+        while not episode.done:
+            bounds.append(completion_bounds(episode.state))
+            episode.dispatch(int(rng.choice(episode.legal)))
+        ends = episode.state.operations[END]
+        assert all((earlier <= later).all() for earlier, later in itertools.pairwise(bounds))
+        assert (bounds[-1] <= ends).all()
+        assert (completion_bounds(episode.state) == ends).all()
+        assert (bounds[0] == shop.durations.cumsum(1)).all()
+
+
+def test_l2d_graph_by_hand() -> None:
+    # As in `test_graph_features_by_hand`: at 4 job 1 blocks machine 1, job 0 runs until 5.
+    shop = JobShop.from_jobs([[(0, 5), (1, 4)], [(1, 3), (0, 2)], [(2, 4)], [(2, 1)]])
+    episode, network = Episode(shop), L2DNetwork(8)
+    for job in (0, 1, 2):
+        episode.dispatch(job)
+    graph, load = network.observe(episode), 19 / 3
+    # Job 1 ended at 3 and cannot begin before now; job 3 neither.
+    assert (graph.x[:, 0] * load).tolist() == pytest.approx([5, 9, 3, 6, 4, 5])
+    assert graph.x[:, 1].tolist() == [1, 0, 1, 0, 1, 0]
+    assert graph.before.tolist() == [[-1, 0, -1, 2, -1, -1], [-1] * 6]
+    assert (graph.action.tolist(), graph.action_job.tolist()) == ([5], [3])
+    episode.dispatch(3)
+    # Jobs 0 and 1 have changed places at 5: each came to its machine after the other, job 3 after
+    # job 2.
+    assert episode.done
+    assert network.observe(episode).before[1].tolist() == [-1, 2, -1, 0, -1, 4]
+
+
+def test_l2d_arcs_follow_the_machines_sequences() -> None:
+    for seed in range(4):
+        episode = mid_game(seed, 6, 4)
+        episode.run("SPT")
+        table = Schedule.of(episode).table.sort_values("start")
+        before = L2DNetwork(8).observe(episode).before
+        node = dict(
+            zip(zip(table["job"], table["operation"], strict=True), table.index, strict=True)
+        )
+        for _, rows in table.groupby("machine"):
+            for earlier, later in itertools.pairwise(rows.index):
+                assert before[1, later] == earlier
+        assert (before[1] < 0).sum() == episode.shop.machine_count
+        for (job, operation), row in node.items():
+            assert before[0, row] == node.get((job, operation - 1), -1)
+
+
+def test_l2d_network_equals_products_with_the_adjacency_matrix() -> None:
+    torch.manual_seed(0)
+    network, episode = L2DNetwork(16), mid_game(9)
+    episode.dispatch(int(episode.legal[0]))
+    graph = network.observe(episode)
+    adjacency = torch.eye(len(graph.x))
+    for before in graph.before:
+        for node in np.flatnonzero(before >= 0):
+            adjacency[node, before[node]] = 1
+    assert (graph.before[1] >= 0).any()
+    h = torch.from_numpy(graph.x)
+    for layer in network.layers:
+        h = layer(adjacency @ h)
+    chosen = h[torch.from_numpy(graph.action)]
+    scores = network.actor(torch.cat([chosen, h.mean(0).expand(len(chosen), -1)], 1))[:, 0]
+    logits, value = network(network.collate([graph]))
+    torch.testing.assert_close(logits, scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(value, network.critic(h.mean(0)), atol=1e-5, rtol=1e-4)
+
+
+def test_l2d_batch_of_different_sizes_equals_single_graphs() -> None:
+    torch.manual_seed(0)
+    network = L2DNetwork(16)
+    graphs = [network.observe(mid_game(seed, 4 + seed % 4, 3 + seed % 3)) for seed in range(12)]
+    logits, values = network(network.collate(graphs))
+    ends = np.cumsum([len(graph.action) for graph in graphs])[:-1].tolist()
+    for graph, part, value in zip(graphs, logits.tensor_split(ends), values, strict=True):
+        alone, single = network(network.collate([graph]))
+        torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(value, single[0], atol=1e-5, rtol=1e-4)
+
+
+def test_networks_of_every_kind_train_on_the_same_shops(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: dict[str, list[np.ndarray]] = {}
+
+    def spy(network: DispatchPolicy, episodes: list[Episode], *rest: object):
+        for episode in episodes:
+            met.setdefault(type(network).__name__, []).extend(
+                [episode.shop.machines, episode.shop.durations, episode.outages.before]
+            )
+        return play(network, episodes, *rest)
+
+    monkeypatch.setattr("peira.control.isbjssp.ppo.play", spy)
+    for network in (DispatchNetwork(8), L2DNetwork(8)):
+        rng, generator = np.random.default_rng(3), torch.Generator().manual_seed(3)
+        trainer = DispatchTrainer(network, rng, generator, episodes=6)
+        for _ in range(2):
+            trainer.step()
+    ours, theirs = met["DispatchNetwork"], met["L2DNetwork"]
+    assert len(ours) == len(theirs) == 36
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+    assert any(a.any() for a in ours[2::3])
+
+
 def test_masked_softmax_and_advantages() -> None:
     logits = torch.tensor([1.0, 2.0, 3.0, 500.0, 500.0])
     graph = torch.tensor([0, 0, 0, 1, 1])
@@ -517,21 +706,49 @@ def test_masked_softmax_and_advantages() -> None:
     assert gain.tolist() == pytest.approx([1 + 0.9 * 0.25 - 0.5, 2 + 0.9 * 0.125 - 0.25, 2.875])
 
 
-def test_ppo_learns_which_job_goes_first() -> None:
-    """The last job of three blocks the first machine, so the long job must be the second."""
-    shop = JobShop.from_jobs([[(0, 5), (1, 1)], [(0, 5), (1, 2)], [(0, 5), (1, 40)]])
+# The last job of three blocks the first machine, so the long job must be the second.
+LONG_SECOND = JobShop.from_jobs([[(0, 5), (1, 1)], [(0, 5), (1, 2)], [(0, 5), (1, 40)]])
+# The shorter a job's first operation, the longer its second: short ones first keep both machines
+# busy.
+SHORT_FIRST = JobShop.from_jobs([[(0, 2), (1, 9)], [(0, 9), (1, 2)], [(0, 5), (1, 5)]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reward", "shop", "above", "optimum", "below"),
+    [
+        (DispatchNetwork, "makespan", LONG_SECOND, 52, 51, 51.3),
+        (L2DNetwork, "bound", SHORT_FIRST, 23, 21, 21.5),
+    ],
+)
+def test_ppo_learns_which_job_goes_first(
+    kind: type[DispatchPolicy],
+    reward: Reward,
+    shop: JobShop,
+    above: float,
+    optimum: int,
+    below: float,
+) -> None:
     torch.manual_seed(0)
-    network = DispatchNetwork(16)
+    network, settings = kind(16), PPO(reward=reward)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    first = play(network, [Episode(shop) for _ in range(64)], PPO(), generator).makespan.mean()
+    first = play(network, [Episode(shop) for _ in range(64)], settings, generator).makespan.mean()
     for _ in range(15):
-        decisions = play(network, [Episode(shop) for _ in range(32)], PPO(), generator)
-        update(network, optimizer, decisions, PPO(), generator)
-    last = play(network, [Episode(shop) for _ in range(64)], PPO(), generator).makespan.mean()
-    assert first > 52
-    assert simulate_shop(shop, network).makespan == 51 == brute_force(shop)
-    assert last < 51.3
+        decisions = play(network, [Episode(shop) for _ in range(32)], settings, generator)
+        update(network, optimizer, decisions, settings, generator)
+    last = play(network, [Episode(shop) for _ in range(64)], settings, generator).makespan.mean()
+    assert first > above
+    assert simulate_shop(shop, network).makespan == optimum == brute_force(shop)
+    assert last < below
+
+
+def test_l2d_does_not_see_what_follows_an_operation() -> None:
+    """Its arcs only point forward in time; the method's own network sees the job's next one."""
+    torch.manual_seed(0)
+    blind, seeing = L2DNetwork(16), DispatchNetwork(16)
+    for network, differ in ((blind, False), (seeing, True)):
+        logits, _ = network(network.collate([network.observe(Episode(LONG_SECOND))]))
+        assert (float((logits.max() - logits.min()).detach()) > 1e-4) == differ
 
 
 def test_stored_log_probabilities_are_those_of_the_network() -> None:
@@ -605,9 +822,10 @@ def test_live_shop_asks_a_network_and_refuses_nonsense() -> None:
     assert live.finished(0, 10) == [(0, 1), (1, 0)]
 
 
-def test_learned_method_meets_the_same_shutdowns_as_rules() -> None:
+@pytest.mark.parametrize("kind", [DispatchNetwork, L2DNetwork])
+def test_learned_method_meets_the_same_shutdowns_as_rules(kind: type[DispatchPolicy]) -> None:
     shops = [ft06(), JobShop.random(7, 3, np.random.default_rng(0))]
-    network = DispatchNetwork(8)
+    network = kind(8)
     together = makespans(shops, network, 0.2, 3, seed=5)
     for number, shop in enumerate(shops):
         for repeat in range(3):

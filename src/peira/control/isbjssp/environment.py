@@ -11,7 +11,7 @@ from gymnasium import spaces
 from jaxtyping import Bool
 
 from peira.control.isbjssp.graph import FEATURES, observe
-from peira.control.isbjssp.ppo import Reward, reward_scale
+from peira.control.isbjssp.ppo import Reward, reward_scale, spent
 from peira.control.isbjssp.schedule import Schedule
 from peira.control.isbjssp.shop import JobShop
 from peira.control.isbjssp.simulator import Episode, When, draw_outages
@@ -38,8 +38,9 @@ class JobShopEnv(gymnasium.Env[Observation, np.int64]):
         job, machine (operations): of each node; nodes of a job follow each other.
         action_mask (jobs): 1 for the jobs that can be moved.
 
-    Reward: minus the time since the last decision over a machine's mean load, or minus the waiting
-    time of all jobs since then over that load times the number of jobs. An episode ends when all
+    Reward: minus the time since the last decision (or the growth of the completion bound) over a
+    machine's mean load, or minus the waiting time of all jobs since then over that load times the
+    number of jobs. An episode ends when all
     jobs are done; `info["makespan"]` is then set. An illegal action changes nothing and costs
     `ILLEGAL`.
 
@@ -47,7 +48,7 @@ class JobShopEnv(gymnasium.Env[Observation, np.int64]):
         shop: an instance, or a function that draws one from the environment's random generator,
             always of one size.
         p, when: shutdowns, see `draw_outages`; drawn anew in every episode.
-        reward: `makespan` or `waiting`.
+        reward: `makespan`, `waiting` or `bound`, see `PPO`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
@@ -94,10 +95,11 @@ class JobShopEnv(gymnasium.Env[Observation, np.int64]):
         """Move one job. A job that cannot move changes nothing and costs `ILLEGAL`."""
         if not self.action_masks()[action]:
             return self._observation(), -ILLEGAL, self.episode.done, False, self._info()
-        before = self._spent()
+        before = spent(self.episode, self._reward)
         self.episode.dispatch(int(action))
         self.episode.dispatch_forced()
-        reward = (before - self._spent()) / reward_scale(self.episode.shop, self._reward)
+        gain = before - spent(self.episode, self._reward)
+        reward = gain / reward_scale(self.episode.shop, self._reward)
         return self._observation(), reward, self.episode.done, False, self._info()
 
     def action_masks(self) -> Bool[np.ndarray, " jobs"]:
@@ -120,9 +122,6 @@ class JobShopEnv(gymnasium.Env[Observation, np.int64]):
         draw_gantt(Schedule.of(self.episode), figure.subplots())
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-    def _spent(self) -> int:
-        return self.episode.waited if self._reward == "waiting" else self.episode.now
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {"action_mask": self.action_masks().astype(np.int8)}

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from peira.control.isbjssp.policy import DispatchNetwork
+from peira.control.isbjssp.policy import DispatchPolicy
 from peira.control.isbjssp.shop import JobShop
 from peira.control.isbjssp.simulator import Episode, When, draw_outages
 
 
 def makespans(
     shops: Sequence[JobShop],
-    method: str | DispatchNetwork,
+    method: str | DispatchPolicy,
     p: float = 0.0,
     repeats: int = 1,
     seed: int = 0,
@@ -31,7 +31,7 @@ def makespans(
         for number, shop in enumerate(shops)
         for repeat in range(repeats)
     ]
-    if isinstance(method, DispatchNetwork):
+    if isinstance(method, DispatchPolicy):
         method.follow(episodes)
     else:
         for number, episode in enumerate(episodes):

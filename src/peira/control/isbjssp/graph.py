@@ -9,7 +9,7 @@ arcs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from peira.control.isbjssp.simulator import (
     BEGUN,
     BLOCKING,
     DURATION,
+    END,
     GIVEN,
     LEGAL,
     LENGTH,
@@ -56,6 +57,43 @@ FEATURES = (
     "blocked time / job's work",
     "duration / longest duration of the shop",
 )
+
+
+class Scene(Protocol):
+    """What training and dispatching ask of one state, in any form that a network reads."""
+
+    @property
+    def action(self) -> Int[np.ndarray, " actions"]:
+        """The nodes that can be moved now."""
+        ...
+
+    @property
+    def action_job(self) -> Int[np.ndarray, " actions"]:
+        """Their jobs."""
+        ...
+
+
+class Scenes(Protocol):
+    """Several states as one; actions of one state follow each other."""
+
+    @property
+    def action(self) -> Int[Tensor, " actions"]:
+        """The nodes that can be moved now."""
+        ...
+
+    @property
+    def action_graph(self) -> Int[Tensor, " actions"]:
+        """The state that an action belongs to."""
+        ...
+
+    @property
+    def graph_count(self) -> int:
+        """Number of states."""
+        ...
+
+    def to(self, device: torch.device | str) -> Scenes:
+        """The same on another device."""
+        ...
 
 
 class Graph(NamedTuple):
@@ -119,7 +157,7 @@ def _suspended(state, job):
 
 
 @njit(cache=True)
-def _stands(state):
+def standing(state):
     """Which machines are down, and the remaining work of the jobs in process."""
     jobs, machines, closed, now = state.jobs, state.machines, state.closed, state.clock[NOW]
     down = np.zeros(machines.shape[1], np.bool_)
@@ -136,11 +174,35 @@ def _stands(state):
 
 
 @njit(cache=True)
+def completion_bounds(state):
+    """No operation can end sooner, for all that is known now; without machine conflicts to come.
+
+    Of an operation that is over, the time it ended; of one in process, now plus the work that
+    remains; of one not begun, its duration after the job's previous one, from now at the earliest.
+    Shape (jobs, operations); -1 where a job has fewer operations.
+    """
+    jobs, operations, now = state.jobs, state.operations, state.clock[NOW]
+    _, remaining = standing(state)
+    bounds = np.full(operations.shape[1:], -1, np.int64)
+    for job in range(jobs.shape[1]):
+        end, begun = now, jobs[BEGUN, job]
+        for operation in range(jobs[LENGTH, job]):
+            if operation >= begun:
+                end = max(end, now) + operations[DURATION, job, operation]
+            elif operation == begun - 1 and jobs[STATUS, job] == PROCESSING:
+                end = now + remaining[job]
+            else:
+                end = operations[END, job, operation]
+            bounds[job, operation] = end
+    return bounds
+
+
+@njit(cache=True)
 def _write(state, static, x, place, action):
     """Fill the rows of one graph (place: job, operation, machine); returns nodes and actions."""
     jobs, operations, now = state.jobs, state.operations, state.clock[NOW]
     longest, machines = max(operations[DURATION].max(), 1), state.machines.shape[1]
-    down, remaining = _stands(state)
+    down, remaining = standing(state)
     rows = actions = 0
     for job in range(jobs.shape[1]):
         status, begun, length = jobs[STATUS, job], jobs[BEGUN, job], jobs[LENGTH, job]
@@ -193,7 +255,7 @@ def collate(graphs: Sequence[Graph]) -> Batch:
     sizes = [len(graph.x) for graph in graphs]
     counts = [len(graph.action) for graph in graphs]
     machines = [graph.machine_count for graph in graphs]
-    first_node, first_machine = _offsets(sizes), _offsets(machines)
+    first_node, first_machine = offsets(sizes), offsets(machines)
     numbers = np.arange(len(graphs))
     graph = np.repeat(numbers, sizes)
     job = np.concatenate([graph.job for graph in graphs])
@@ -214,7 +276,8 @@ def collate(graphs: Sequence[Graph]) -> Batch:
     )
 
 
-def _offsets(sizes: Sequence[int]) -> Int[np.ndarray, " graphs"]:
+def offsets(sizes: Sequence[int]) -> Int[np.ndarray, " graphs"]:
+    """Row at which each of several blocks begins when they are stacked."""
     return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
 
 

@@ -4,6 +4,7 @@ from peira.control.isbjssp.environment import JobShopEnv
 from peira.control.isbjssp.evaluation import makespans
 from peira.control.isbjssp.exact import Solution, reoptimise_shop, solve_shop
 from peira.control.isbjssp.graph import observe, to_pyg
+from peira.control.isbjssp.l2d import L2DNetwork
 from peira.control.isbjssp.live import LiveShop
 from peira.control.isbjssp.policy import DispatchNetwork
 from peira.control.isbjssp.ppo import PPO, DispatchTrainer
@@ -26,6 +27,7 @@ __all__ = [
     "Episode",
     "JobShop",
     "JobShopEnv",
+    "L2DNetwork",
     "LiveShop",
     "Schedule",
     "Solution",

@@ -1,4 +1,4 @@
-"""The dispatching network: messages over the disjunctive graph, an actor and a critic.
+"""Networks that dispatch; the method's own: messages over the disjunctive graph, actor and critic.
 
 Park, Chun, Kim, Kim, Park (2021), "Learning to schedule job-shop problems", the parent method.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peira import PeiraError
-from peira.control.isbjssp.graph import FEATURES, Batch, collate, observe
+from peira.control.isbjssp.graph import FEATURES, Batch, Graph, Scene, Scenes, collate, observe
 from peira.control.isbjssp.simulator import Episode
 from peira.engine.files import atomic_path
 
@@ -30,6 +31,23 @@ def sum_by(
 ) -> Float[Tensor, "groups channels"]:
     """Sum of the rows of each group: a product with a sparse 0/1 matrix."""
     return values.new_zeros(groups, values.shape[1]).index_add(0, group, values)
+
+
+def mean_by(
+    values: Float[Tensor, "rows channels"], group: Int[Tensor, " rows"], groups: int
+) -> Float[Tensor, "groups channels"]:
+    """Mean of the rows of each group."""
+    rows = values.new_zeros(groups).index_add(0, group, values.new_ones(len(values)))
+    return sum_by(values, group, groups) / rows[:, None]
+
+
+def candidates(
+    h: Float[Tensor, "nodes channels"], mean: Float[Tensor, "graphs channels"], batch: Scenes
+) -> Float[Tensor, "actions 2*channels"]:
+    """What an actor sees of every action: its node and its graph."""
+    # The gradient of `index_select` is cheaper than that of indexing.
+    node, graph = h.index_select(0, batch.action), mean.index_select(0, batch.action_graph)
+    return torch.cat([node, graph], 1)
 
 
 class MessageLayer(nn.Module):
@@ -64,16 +82,61 @@ class MessageLayer(nn.Module):
         after = torch.cat([(h * follows)[1:], edge])
         parts = [torch.relu(self.predecessor(before)), torch.relu(self.successor(after))]
         if self.rival is not None:
-            others = sum_by(h, batch.machine, batch.machine_count)[batch.machine] - h
+            shared = sum_by(h, batch.machine, batch.machine_count)
+            others = shared.index_select(0, batch.machine) - h
             parts.append(torch.relu(self.rival(others)))
-        everything = torch.relu(sum_by(h, batch.graph, batch.graph_count))[batch.graph]
+        everything = torch.relu(sum_by(h, batch.graph, batch.graph_count))
+        everything = everything.index_select(0, batch.graph)
         return self.norm(self.update(torch.cat([*parts, everything, h, batch.x], 1)))
 
 
-class DispatchNetwork(nn.Module):
-    """Scores every job that can be moved now, for shops of any size.
+class DispatchPolicy(nn.Module):
+    """A network that scores every job that can be moved now, for shops of any size.
 
-    Also a policy: `next_action(episode)` is what `simulate_shop` and `Episode.follow` ask for.
+    `next_action(episode)` is what `simulate_shop` and `Episode.follow` ask for. A network says how
+    it sees a shop (`observe`, `collate`); its `forward` takes what `collate` gives and returns the
+    unnormalised log-probability of every action and the value of every state. `settings` are the
+    arguments that make another network of the same shape.
+    """
+
+    settings: dict[str, Any]
+
+    def observe(self, episode: Episode) -> Scene:
+        """The present state of a shop as the network reads it."""
+        raise NotImplementedError
+
+    def collate(self, scenes: Sequence[Any]) -> Scenes:
+        """Join what `observe` gave for shops of any sizes."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def best_actions(self, episodes: Sequence[Episode]) -> Int[np.ndarray, " episodes"]:
+        """The most probable job of each episode; one pass for all."""
+        scenes = [self.observe(episode) for episode in episodes]
+        batch = self.collate(scenes).to(next(self.parameters()).device)
+        logits = self(batch)[0].cpu().numpy()
+        ends = np.cumsum([len(scene.action) for scene in scenes])[:-1]
+        return np.array(
+            [
+                scene.action_job[part.argmax()]
+                for scene, part in zip(scenes, np.split(logits, ends), strict=True)
+            ]
+        )
+
+    def next_action(self, episode: Episode) -> int:
+        """The most probable job."""
+        return int(self.best_actions([episode])[0])
+
+    def follow(self, episodes: Sequence[Episode]) -> None:
+        """Carry many episodes to their end together."""
+        for _ in rounds_of(episodes):
+            running = [episode for episode in episodes if not episode.done]
+            for episode, job in zip(running, self.best_actions(running), strict=True):
+                episode.dispatch(int(job))
+
+
+class DispatchNetwork(DispatchPolicy):
+    """The method's network, on the dynamic disjunctive graph.
 
     Args:
         hidden: channels of the node embeddings.
@@ -98,40 +161,21 @@ class DispatchNetwork(nn.Module):
         self.actor = mlp(2 * hidden, 32, 1)
         self.critic = mlp(hidden, 32, 1)
 
+    def observe(self, episode: Episode) -> Graph:
+        """The dynamic disjunctive graph, or the static one."""
+        return observe(episode, self.static)
+
+    def collate(self, scenes: Sequence[Graph]) -> Batch:
+        """Several graphs as one."""
+        return collate(scenes)
+
     def forward(self, batch: Batch) -> tuple[Float[Tensor, " actions"], Float[Tensor, " graphs"]]:
         """Unnormalised log-probability of every action, and the value of every graph."""
         h = batch.x
         for layer in self.layers:
             h = layer(h, batch)
-        nodes = h.new_zeros(batch.graph_count).index_add(0, batch.graph, h.new_ones(len(h)))
-        mean = sum_by(h, batch.graph, batch.graph_count) / nodes[:, None]
-        chosen = torch.cat([h[batch.action], mean[batch.action_graph]], 1)
-        return self.actor(chosen)[:, 0], self.critic(mean)[:, 0]
-
-    @torch.no_grad()
-    def best_actions(self, episodes: Sequence[Episode]) -> Int[np.ndarray, " episodes"]:
-        """The most probable job of each episode; one pass for all."""
-        graphs = [observe(episode, self.static) for episode in episodes]
-        batch = collate(graphs)
-        logits = self(batch.to(next(self.parameters()).device))[0].cpu().numpy()
-        ends = np.cumsum([len(graph.action) for graph in graphs])[:-1]
-        return np.array(
-            [
-                graph.action_job[part.argmax()]
-                for graph, part in zip(graphs, np.split(logits, ends), strict=True)
-            ]
-        )
-
-    def next_action(self, episode: Episode) -> int:
-        """The most probable job."""
-        return int(self.best_actions([episode])[0])
-
-    def follow(self, episodes: Sequence[Episode]) -> None:
-        """Carry many episodes to their end together."""
-        for _ in rounds_of(episodes):
-            running = [episode for episode in episodes if not episode.done]
-            for episode, job in zip(running, self.best_actions(running), strict=True):
-                episode.dispatch(int(job))
+        mean = mean_by(h, batch.graph, batch.graph_count)
+        return self.actor(candidates(h, mean, batch))[:, 0], self.critic(mean)[:, 0]
 
     def save(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file."""

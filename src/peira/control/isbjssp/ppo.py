@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from peira.control.isbjssp.graph import Batch, Graph, collate, observe
-from peira.control.isbjssp.policy import DispatchNetwork, rounds_of
+from peira.control.isbjssp.graph import Scene, Scenes, completion_bounds
+from peira.control.isbjssp.policy import DispatchPolicy, rounds_of
 from peira.control.isbjssp.shop import JobShop
 from peira.control.isbjssp.simulator import Episode, draw_outages
 
-Reward = Literal["waiting", "makespan"]
+Reward = Literal["waiting", "makespan", "bound"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class PPO:
 
     Attributes:
         reward: `makespan` is minus the time that went by between two decisions, `waiting` minus the
-            waiting time of all jobs in that time (Park et al. 2021).
+            waiting time of all jobs in that time (Park et al. 2021), `bound` minus the growth of
+            the largest completion bound (Zhang et al. 2020).
         gamma, trace: discount, and decay of generalised advantage estimation.
         clip: bound on the change of an action's probability in one update.
         policy, value, entropy: weights of the three terms of the loss.
@@ -48,7 +49,7 @@ class PPO:
 class Decisions(NamedTuple):
     """What happened in a set of episodes, decision by decision, episode after episode."""
 
-    graphs: list[Graph]
+    graphs: list[Scene]
     action: Int[np.ndarray, " decisions"]  # place in the graph's list of actions
     log_probability: Float[np.ndarray, " decisions"]
     advantage: Float[np.ndarray, " decisions"]
@@ -60,6 +61,13 @@ def reward_scale(shop: JobShop, reward: Reward) -> float:
     """Divisor that makes returns of shops of all sizes alike: a machine's mean load, times jobs."""
     load = float(shop.durations.sum()) / shop.machine_count
     return load * shop.job_count if reward == "waiting" else load
+
+
+def spent(episode: Episode, reward: Reward) -> int:
+    """What an agent has paid so far, in time units; rewards are its decrements."""
+    if reward == "bound":
+        return int(completion_bounds(episode.state).max())
+    return episode.waited if reward == "waiting" else episode.now
 
 
 def log_softmax_by(
@@ -89,37 +97,33 @@ def advantages(
 
 @torch.no_grad()
 def play(
-    network: DispatchNetwork,
+    network: DispatchPolicy,
     episodes: Sequence[Episode],
     settings: PPO,
     generator: torch.Generator,
 ) -> Decisions:
     """Carry episodes to their end with sampled actions, all of them in step."""
     device = next(network.parameters()).device
-    steps: list[list[tuple[Graph, int, float, float, float]]] = [[] for _ in episodes]
+    steps: list[list[tuple[Scene, int, float, float, float]]] = [[] for _ in episodes]
     for _ in rounds_of(episodes):
         running = [number for number, episode in enumerate(episodes) if not episode.done]
-        graphs = [observe(episodes[number], network.static) for number in running]
-        batch = collate(graphs)
+        graphs = [network.observe(episodes[number]) for number in running]
+        batch = network.collate(graphs)
         logits, values = network(batch.to(device))
         logits = log_softmax_by(logits.cpu(), batch.action_graph, batch.graph_count)
         action = _sample(logits, graphs, generator)
         first = np.cumsum([0] + [len(graph.action) for graph in graphs])
         for place, number in enumerate(running):
             graph, choice = graphs[place], int(action[place])
-            spent = _spent(episodes[number], settings.reward)
+            paid = spent(episodes[number], settings.reward)
             log_probability = float(logits[first[place] + choice])
-            steps[number].append((graph, choice, log_probability, float(values[place]), spent))
+            steps[number].append((graph, choice, log_probability, float(values[place]), paid))
             episodes[number].dispatch(int(graph.action_job[choice]))
     return _gather(episodes, steps, settings)
 
 
-def _spent(episode: Episode, reward: Reward) -> float:
-    return float(episode.waited if reward == "waiting" else episode.now)
-
-
 def _sample(
-    log_probability: Float[Tensor, " actions"], graphs: Sequence[Graph], generator: torch.Generator
+    log_probability: Float[Tensor, " actions"], graphs: Sequence[Scene], generator: torch.Generator
 ) -> Int[np.ndarray, " graphs"]:
     """One action of each graph (Gumbel-max)."""
     uniform = torch.rand(len(log_probability), generator=generator)
@@ -130,14 +134,14 @@ def _sample(
 
 def _gather(
     episodes: Sequence[Episode],
-    steps: list[list[tuple[Graph, int, float, float, float]]],
+    steps: list[list[tuple[Scene, int, float, float, float]]],
     settings: PPO,
 ) -> Decisions:
     gains, targets = [], []
     for episode, path in zip(episodes, steps, strict=True):
         values = np.array([step[3] for step in path])
-        spent = np.array([step[4] for step in path] + [_spent(episode, settings.reward)])
-        rewards = -np.diff(spent) / reward_scale(episode.shop, settings.reward)
+        paid = np.array([step[4] for step in path] + [spent(episode, settings.reward)])
+        rewards = -np.diff(paid) / reward_scale(episode.shop, settings.reward)
         gain = advantages(rewards, values, settings.gamma, settings.trace)
         gains.append(gain)
         targets.append(gain + values)
@@ -153,8 +157,8 @@ def _gather(
 
 
 def loss(
-    network: DispatchNetwork,
-    batch: Batch,
+    network: DispatchPolicy,
+    batch: Scenes,
     action: Int[Tensor, " decisions"],
     old: Float[Tensor, " decisions"],
     advantage: Float[Tensor, " decisions"],
@@ -178,7 +182,7 @@ def loss(
 
 
 def update(
-    network: DispatchNetwork,
+    network: DispatchPolicy,
     optimizer: torch.optim.Optimizer,
     decisions: Decisions,
     settings: PPO,
@@ -192,14 +196,12 @@ def update(
     for _ in range(settings.epochs):
         for rows in _minibatches(len(gain), settings.minibatch, generator):
             graphs = [decisions.graphs[row] for row in rows]
+            batch = network.collate(graphs).to(device)
             first = np.cumsum([0] + [len(graph.action) for graph in graphs])[:-1]
-            action = torch.from_numpy(first + decisions.action[rows])
+            action = torch.from_numpy(first + decisions.action[rows]).to(device)
             parts = (decisions.log_probability, gain, decisions.target)
             old, advantage, target = (torch.from_numpy(part[rows]).to(device) for part in parts)
-            value = loss(
-                network, collate(graphs).to(device), action.to(device), old, advantage, target,
-                settings,
-            )  # fmt: skip
+            value = loss(network, batch, action, old, advantage, target, settings)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient)
@@ -253,7 +255,7 @@ class DispatchTrainer:
 
     def __init__(
         self,
-        network: DispatchNetwork,
+        network: DispatchPolicy,
         rng: np.random.Generator,
         generator: torch.Generator,
         settings: PPO | None = None,
