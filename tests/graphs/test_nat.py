@@ -10,12 +10,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from peira.data import DataError
 from peira.data.temporal import TemporalEdges, read_temporal
-from peira.graphs.nat.baselines import CommonNeighbours, EdgeBank, GraphMixer, MemoryNetwork
+from peira.graphs.nat.attention import TGAT, EventAttention, MemoryNetwork
+from peira.graphs.nat.baselines import CommonNeighbours, EdgeBank
 from peira.graphs.nat.generate import closure_task, triadic_stream
+from peira.graphs.nat.history import History, Recent
 from peira.graphs.nat.joint import Entries, code_counts, join
 from peira.graphs.nat.method import NAT, compare
-from peira.graphs.nat.model import JointPool, MaskedSum, NATNetwork, random_keep
+from peira.graphs.nat.mixer import GraphMixer
+from peira.graphs.nat.model import NATNetwork
 from peira.graphs.nat.ncache import Offers, Table, coin, hash_slot, write
+from peira.graphs.nat.pooling import DroppedSum, JointPool
 from peira.graphs.nat.protocol import (
     Decoys,
     Negatives,
@@ -28,7 +32,8 @@ from peira.graphs.nat.protocol import (
     roc_auc,
     transductive,
 )
-from peira.graphs.nat.walks import WalkNetwork, _count
+from peira.graphs.nat.pyg import GeometricTGN
+from peira.graphs.nat.walks import WalkNetwork, _name
 
 
 @pytest.fixture(autouse=True)
@@ -311,26 +316,68 @@ def test_joins_of_both_backends_hold_the_same_members():
     assert found[0] == found[1]
 
 
-def test_masked_sum_and_its_gradients_equal_the_plain_formula():
-    x = torch.randn(2500, 6, requires_grad=True)
-    weight = torch.randn(8, 6, requires_grad=True)
-    pair, keep = torch.randint(0, 40, (2500,)), random_keep(2500, 8, 0.3, "cpu")
-    found = MaskedSum.apply(x, weight, keep, pair, 40)
-    plain = torch.zeros(40, 8).index_add(0, pair, (x @ weight.T) * keep)
+def scrambled(h):
+    """The hash of `DroppedSum` in whole numbers of Python."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        h = (h ^ h >> shift) * factor % 2**32
+    return h
+
+
+def test_dropped_sum_and_its_gradients_equal_the_plain_formula():
+    p, key, members, width = 0.3, 12345, 300, 8
+    x = torch.randn(members, 6, requires_grad=True)
+    weight = torch.randn(width, 6, requires_grad=True)
+    pair = torch.randint(0, 40, (members,))
+    rows = [scrambled(i ^ key) for i in range(members)]
+    draws = torch.tensor(
+        [[scrambled(row ^ c * 0x9E3779B9 % 2**32) for c in range(width + 6)] for row in rows]
+    )
+    keep = (draws >= round(p * 2**32)) / (1 - p)
+    h = ((x * keep[:, width:]) @ weight.T) * keep[:, :width]
+    plain = torch.zeros(40, width).index_add(0, pair, h)
+    found = DroppedSum.apply(x, weight, pair, 40, p, key)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
-    sides = torch.randn(40, 8)
+    sides = torch.randn(40, width)
     ours = torch.autograd.grad((found * sides).sum(), (x, weight))
     for a, b in zip(ours, torch.autograd.grad((plain * sides).sum(), (x, weight)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
-def test_masks_drop_their_share_everywhere(p):
-    keep = random_keep(4001, 51, p, "cpu").double()
-    assert float(keep.mean()) == pytest.approx(1 - p, abs=4 * np.sqrt(p * (1 - p) / keep.numel()))
-    # Four elements share a random word: none of the four places may be favoured.
-    places = keep.flatten()[: 4 * 50_000].view(-1, 4).mean(0)
-    assert (places - (1 - p)).abs().max() <= 4 * np.sqrt(p * (1 - p) / 50_000)
+@pytest.mark.parametrize("key", [0, 1, 2**32 - 1])
+def test_dropped_sum_drops_its_share_everywhere_independently(p, key):
+    members, width = 4000, 50
+    # With one column of ones and a pair for each member the sum shows the mask.
+    shown = DroppedSum.apply(
+        torch.ones(members, 1), torch.ones(width, 1), torch.arange(members), members, p, key
+    )
+    shown = shown * (1 - p) ** 2
+    assert set(shown.round(decimals=5).unique().tolist()) <= {0.0, 1.0}
+    entered = shown.any(1)
+    sd = np.sqrt(p * (1 - p))
+    assert float(entered.double().mean()) == pytest.approx(1 - p, abs=4 * sd / members**0.5)
+    keep = shown[entered].double()
+    assert float(keep.mean()) == pytest.approx(1 - p, abs=4 * sd / keep.numel() ** 0.5)
+    assert (keep.mean(0) - (1 - p)).abs().max() <= 4.5 * sd / len(keep) ** 0.5
+    assert (keep.mean(1) - (1 - p)).abs().max() <= 5.5 * sd / width**0.5
+    if p:
+        for lag in (
+            (keep[:, 1:] - 1 + p) * (keep[:, :-1] - 1 + p),
+            ((keep[1:] - 1 + p) * (keep[:-1] - 1 + p)),
+        ):
+            assert abs(float(lag.mean())) < 4 * sd**2 / lag.numel() ** 0.5
+
+
+def test_pool_draws_another_mask_each_time_and_the_same_after_the_same_seed():
+    pool = JointPool(3, 5, heads=2, dropout=0.5, pool="sum")
+    x, pair = torch.randn(6, 3), torch.tensor([0, 0, 0, 0, 1, 1])
+    torch.manual_seed(1)
+    first, second = pool(x, pair, 2), pool(x, pair, 2)
+    torch.manual_seed(1)
+    assert torch.equal(pool(x, pair, 2), first) and not torch.equal(first, second)
+    pool.eval()
+    total = torch.zeros(2, 3).index_add(0, pair, x)
+    torch.testing.assert_close(pool(x, pair, 2), pool.pooled_sum(total))
 
 
 def test_attention_of_equal_members_is_their_mean():
@@ -694,15 +741,22 @@ def test_memory_rules_reach_the_known_numbers_on_college_messages(real_data):
     assert found["common"]["pooled_auc"] == pytest.approx(0.902, abs=0.005)
 
 
-@pytest.mark.parametrize("kind", ["tgn", "jodie", "tgat", "mixer", "walks"])
+NETWORKS = {
+    "tgn": lambda edges: MemoryNetwork(edges, "tgn", width=8, neighbours=4),
+    "jodie": lambda edges: MemoryNetwork(edges, "jodie", width=8),
+    "dyrep": lambda edges: MemoryNetwork(edges, "dyrep", width=8, neighbours=4),
+    "geometric": lambda edges: GeometricTGN(edges, width=8, neighbours=4),
+    "tgat": lambda edges: TGAT(edges, width=8, neighbours=4),
+    "mixer": lambda edges: GraphMixer(edges, width=8, links=4),
+    "cawn": lambda edges: WalkNetwork(edges, width=8, walks=4),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_networks_learn_from_the_past_only_and_come_back(kind):
     edges = random_stream(nodes=20, events=300)
     torch.manual_seed(0)
-    build = {
-        "mixer": lambda: GraphMixer(edges, width=8, links=4),
-        "walks": lambda: WalkNetwork(edges, width=8, walks=4),
-    }
-    model = build.get(kind, lambda: MemoryNetwork(edges, kind, width=8, neighbours=4))()
+    model = NETWORKS[kind](edges)
     training = Training(model, edges, transductive(edges), learning_rate=1e-2, batch_size=30)
     first = training.epoch()["loss"]
     for _ in range(4):
@@ -721,39 +775,260 @@ def test_networks_learn_from_the_past_only_and_come_back(kind):
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_ring_of_last_links_keeps_the_newest():
+@pytest.mark.parametrize("kind", [k for k in NETWORKS if k != "geometric"])
+def test_networks_see_the_features_of_events(kind):
+    scores = []
+    for factor in (1.0, 2.0):
+        edges = random_stream(nodes=8, events=120)
+        edges.msg[:] *= factor
+        torch.manual_seed(0)
+        model = NETWORKS[kind](edges).eval()
+        # Messages wait for one more event before they are in a memory.
+        replay(model, edges, np.arange(120), 20)
+        src, options = torch.arange(1, 5), torch.arange(5, 9)[:, None]
+        with torch.no_grad():
+            scores.append(model(src, options, torch.full((4,), 50.0))[0])
+    assert (scores[0] - scores[1]).abs().min() > 0
+
+
+def stream_of_pairs(events=80, nodes=9, seed=2):
+    """No links to oneself, distinct whole times: every `last` is unique."""
+    rng = np.random.default_rng(seed)
+    pairs = np.array([rng.choice(nodes, 2, replace=False) for _ in range(events)])
+    return TemporalEdges(
+        pairs[:, 0], pairs[:, 1], np.cumsum(rng.integers(1, 4, events)).astype(float),
+        np.arange(nodes), rng.normal(size=(events, 3)).astype(np.float32),
+        rng.normal(size=(nodes, 2)).astype(np.float32),
+    )  # fmt: skip
+
+
+class LastMessage(torch.nn.Module):
+    """What `LastAggregator` is meant to do; it gives nodes without a message that of another."""
+
+    def forward(self, msg, index, t, dim_size):
+        out = msg.new_zeros(dim_size, msg.shape[1])
+        order = t.argsort()
+        for i in order.tolist():
+            out[index[i]] = msg[i]
+        return out
+
+
+def test_memory_equals_that_of_pytorch_geometric():
+    edges = stream_of_pairs()
+    ours, theirs = MemoryNetwork(edges, "tgn", width=6), GeometricTGN(edges, width=6)
+    memory = theirs.memory
+    memory.aggr_module = LastMessage()
+    with torch.no_grad():
+        # Theirs also updates nodes that have no message; without biases that changes nothing.
+        ours.update.bias_ih.zero_()
+        ours.update.bias_hh.zero_()
+        memory.time_enc.lin.weight[:, 0] = ours.code.frequency
+        memory.time_enc.lin.bias.copy_(ours.code.phase)
+    memory.gru.load_state_dict(ours.update.state_dict())
+    nodes = torch.arange(1, 10)
+    for batch in batches(edges, np.arange(80), 8):
+        ours.write(*batch)
+        theirs.write(*batch)
+        found, expected = ours.read(nodes), memory(nodes)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+        met = ours.partner[nodes] > 0
+        assert found[1][met].tolist() == expected[1][met].tolist()
+    assert met.all() and found[0].abs().min() > 0
+
+
+def test_attention_equals_that_of_torch():
+    attention = EventAttention(5, 7, 3, width=6, heads=2, dropout=0.0)
+    peer = torch.nn.MultiheadAttention(
+        6, 2, kdim=7, vdim=7, batch_first=True, bias=True
+    )  # fmt: skip
+    query, rows = torch.randn(4, 5), torch.randn(4, 9, 7)
+    present = torch.rand(4, 9) < 0.6
+    present[:, 0] = True
+    with torch.no_grad():
+        peer.q_proj_weight.copy_(torch.eye(6))
+        peer.k_proj_weight.copy_(attention.key.weight)
+        peer.v_proj_weight.copy_(attention.value.weight)
+        peer.in_proj_bias.zero_()
+        peer.in_proj_bias[12:] = attention.value.bias
+        peer.out_proj.load_state_dict(attention.out.state_dict())
+    expected, _ = peer(attention.query(query)[:, None], rows, rows, key_padding_mask=~present)
+    torch.testing.assert_close(attention.attend(query, rows, present), expected[:, 0])
+    nothing = attention.attend(query, rows, torch.zeros(4, 9, dtype=torch.bool))
+    torch.testing.assert_close(nothing, attention.out.bias.expand(4, 6))
+
+
+def attended(net, own, events, memory, now):
+    """`net.attention` over a plain list of (partner, edge, time), without padding."""
+    code = [net.code(torch.tensor((now - t) / net.time_unit)) for *_, t in events]
+    rows = [
+        torch.cat([memory[v], net.msg[edge], c])
+        for (v, edge, _), c in zip(events, code, strict=True)
+    ]
+    width = 2 * len(own) + net.msg.shape[1]
+    rows = torch.stack(rows) if rows else torch.zeros(0, width)
+    query = torch.cat([own, net.code(torch.zeros(()))])
+    return net.attention(
+        query[None], rows[None], torch.ones(1, len(rows), dtype=torch.bool), own[None]
+    )[0]
+
+
+@pytest.mark.parametrize("kind", ["tgn", "dyrep"])
+def test_memory_networks_agree_with_plain_dictionaries(kind):
+    edges = stream_of_pairs()
+    net = MemoryNetwork(edges, kind, width=6, neighbours=3, time_unit=2.5).eval()
+    zero = torch.zeros(6)
+    memory = dict.fromkeys(range(10), zero)
+    updated, events = dict.fromkeys(range(10), 0.0), {u: [] for u in range(10)}
+    waiting = {}
+
+    def read(u):
+        if u not in waiting:
+            return memory[u]
+        v, edge, t, sent = waiting[u]
+        other = attended(net, memory[v], sent, memory, t) if kind == "dyrep" else memory[v]
+        code = net.code(torch.tensor((t - updated[u]) / net.time_unit))
+        message = torch.cat([memory[u], other, net.msg[edge], code])
+        return net.update(message[None], memory[u][None])[0]
+
+    def vector(u, now):
+        if kind == "dyrep":
+            return read(u)
+        everyone = {v: read(v) for v in range(10)}
+        return attended(net, everyone[u], events[u][-3:], everyone, now)
+
+    with torch.no_grad():
+        for batch in batches(edges, np.arange(80), 8):
+            options = torch.stack([batch.dst, batch.src % 9 + 1], 1)
+            expected = [
+                [
+                    net.score.layers(torch.cat([vector(u, now), vector(v, now)]))[0]
+                    for v in row.tolist()
+                ]
+                for u, row, now in zip(batch.src.tolist(), options, batch.t.tolist(), strict=True)
+            ]
+            found, _ = net(batch.src, options, batch.t)
+            torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+            net.write(*batch)
+            ends = {*batch.src.tolist(), *batch.dst.tolist()}
+            memory |= {u: read(u) for u in ends}
+            updated |= {u: waiting[u][2] for u in ends if u in waiting}
+            before = {u: list(seen) for u, seen in events.items()}
+            for u, v, t, edge in zip(*(part.tolist() for part in batch), strict=True):
+                for a, b in ((u, v), (v, u)):
+                    waiting[a] = (b, edge, t, before[b][-3:])
+                    events[a].append((b, edge, t))
+
+
+def test_two_layers_of_tgat_follow_two_events_back():
+    # Each node asked for has one event before its time: what is drawn is certain.
+    edges = TemporalEdges(
+        np.array([0, 1, 3]), np.array([1, 2, 4]), np.array([1.0, 3.0, 4.0]), np.arange(5),
+        np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32),
+        np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32),
+    )  # fmt: skip
+    net = TGAT(edges, width=6, neighbours=3, time_unit=2.0).eval()
+    replay(net, edges, np.arange(3), 3)
+
+    def layer(depth, own, events, now):
+        """events: (vector below, edge, time)."""
+        code = [net.code(torch.tensor((now - t) / 2)) for *_, t in events]
+        rows = [
+            torch.cat([z, net.msg[edge], c]) for (z, edge, _), c in zip(events, code, strict=True)
+        ]
+        width = len(own) + 2 + 6
+        rows = torch.stack(rows) if rows else torch.zeros(0, width)
+        query = torch.cat([own, net.code(torch.zeros(()))])[None]
+        present = torch.ones(1, len(rows), dtype=torch.bool)
+        return net.layers[depth](query, rows[None], present, own[None])[0]
+
+    x = net.x
+    with torch.no_grad():
+        # Node 3 at 5.0 met 2 at 3.0 (event 2), which had met 1 at 1.0 (event 1).
+        z_2 = layer(0, x[2], [(x[1], 1, 1.0)], 3.0)
+        z_3 = layer(1, layer(0, x[3], [(x[2], 2, 3.0)], 5.0), [(z_2, 2, 3.0)], 5.0)
+        # Node 5 at 5.0 met 4 at 4.0, which had met nobody.
+        z_4 = layer(0, x[4], [], 4.0)
+        z_5 = layer(1, layer(0, x[5], [(x[4], 3, 4.0)], 5.0), [(z_4, 3, 4.0)], 5.0)
+        found, _ = net(torch.tensor([3]), torch.tensor([[5]]), torch.tensor([5.0]).double())
+        torch.testing.assert_close(found[0, 0], net.score.layers(torch.cat([z_3, z_5]))[0])
+
+
+def test_history_draws_uniformly_from_before_and_never_from_after():
+    edges = TemporalEdges.from_arrays(np.zeros(6, int), np.arange(1, 7), np.arange(6.0))
+    history = History(edges)
+    history.append(*next(batches(edges, np.arange(6), 6)))
+    neighbour, edge, time = history.draw(np.ones(8000, int), np.full(8000, 4.0))
+    # Events at 0, 1, 2, 3 are before 4; chi-square of 3 degrees, one in 10,000.
+    counts = np.bincount(edge, minlength=5)[1:]
+    assert len(counts) == 4 and ((counts - 2000) ** 2 / 2000).sum() < 21.1
+    assert (neighbour == edge + 1).all() and (time == edge - 1).all()
+    none = history.draw(np.array([0, 1, 7]), np.array([9.0, 0.0, 5.0]))
+    assert not any(part.any() for part in none)
+    recent = History(edges, rate=1.0)
+    recent.append(*next(batches(edges, np.arange(6), 6)))
+    edge = recent.draw(np.ones(8000, int), np.full(8000, 4.0))[1]
+    assert (edge == 4).mean() == pytest.approx(1 / (1 + np.exp(-1) + np.exp(-2) + np.exp(-3)),
+                                               abs=0.025)  # fmt: skip
+
+
+def test_rings_keep_the_newest_events_newest_first():
     edges = random_stream(nodes=5, events=200)
-    mixer = GraphMixer(edges, width=8, links=4)
-    replay(mixer, edges, np.arange(200), 33)
+    recent = Recent(6, 4)
+    for batch in batches(edges, np.arange(200), 33):
+        recent.append(*batch)
     for u in range(5):
-        own = [i + 1 for i in range(200) for end in (edges.src[i], edges.dst[i]) if end == u]
-        assert sorted(mixer.last_edge[u + 1].tolist()) == sorted(own[-4:])
+        own = [
+            (b + 1, i + 1, edges.t[i])
+            for i in range(200)
+            for a, b in ((edges.src[i], edges.dst[i]), (edges.dst[i], edges.src[i]))
+            if a == u
+        ]
+        found = zip(*(part[0].tolist() for part in recent.newest(torch.tensor([u + 1]))),
+                    strict=True)  # fmt: skip
+        assert list(found) == own[:-5:-1]
 
 
 def test_walks_go_back_in_time_along_links():
     edges = random_stream(nodes=12, events=200)
     network = WalkNetwork(edges, walks=16, rate=0.05)
     replay(network, edges, np.arange(200), 50)
-    nodes, times = network.sample(np.arange(1, 13), np.full(12, 25.5))
-    links = {(u + 1, v + 1, t) for u, v, t in zip(edges.src, edges.dst, edges.t, strict=True)}
-    links |= {(v, u, t) for u, v, t in links}
-    assert (nodes[..., 1] > 0).all()
-    for walk, when in zip(nodes.reshape(-1, 3), times.reshape(-1, 3), strict=True):
+    nodes, events, times = network.sample(np.arange(1, 13), np.full(12, 25.5))
+    assert (nodes[..., 1] > 0).all() and (nodes[..., 2] > 0).any()
+    walks = (part.reshape(-1, 3) for part in (nodes, events, times))
+    for walk, event, when in zip(*walks, strict=True):
         for step in (1, 2):
             if walk[step]:
-                assert (walk[step - 1], walk[step], when[step]) in links
+                i = event[step] - 1
+                ends = {edges.src[i] + 1, edges.dst[i] + 1}
+                assert {walk[step - 1], walk[step]} == ends and when[step] == edges.t[i]
                 assert when[step] < when[step - 1]
 
 
-def test_walk_counts_name_nodes_by_their_places():
-    counts = np.zeros((1, 2, 2, 3, 6), np.float32)
+def test_walk_names_are_the_places_of_their_nodes():
+    names = np.zeros((1, 2, 2, 3, 2), np.int64)
     u = np.array([[[1, 3, 1], [1, 4, 0]]])
     v = np.array([[[2, 3, 4], [2, 0, 0]]])
-    _count(u, v, counts)
+    distinct = _name(u, v, names)
+    counts = distinct[names].reshape(1, 2, 2, 3, 6)
     assert counts[0, 0, 0, 1].tolist() == [0, 1, 0, 0, 1, 0]
     assert counts[0, 0, 0, 0].tolist() == [2, 0, 1, 0, 0, 0]
     assert counts[0, 1, 0, 2].tolist() == [0, 1, 0, 0, 0, 1]
     assert counts[0, 1, 1, 1].tolist() == [0] * 6
+    assert len(distinct) == len(np.unique(distinct, axis=0))
+
+
+def test_one_vector_networks_score_twins_alike():
+    task = closure_task(np.random.default_rng(0), nodes=60, events=400)
+    for kind in ("tgn", "jodie", "dyrep", "mixer"):
+        torch.manual_seed(0)
+        model = NETWORKS[kind](task.edges).eval()
+        replay(model, task.edges, np.arange(300), 20)
+        batch = next(batches(task.edges, np.arange(300, 340), 40))
+        wrong = Decoys(task.decoy).draw(np.random.default_rng(0), batch.edge.numpy() - 1)
+        with torch.no_grad():
+            scores, _ = model(batch.src, torch.cat([batch.dst[:, None], wrong], 1), batch.t)
+        torch.testing.assert_close(scores[:, 0], scores[:, 1], rtol=1e-4, atol=1e-5)
+        assert scores[:, 0].std() > 0
 
 
 def test_comparison_puts_all_under_one_protocol():

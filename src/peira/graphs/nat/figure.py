@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from peira.graphs.nat.study import ONE_VECTOR
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
 NAMES = {
     "nat": "NAT", "nat-attention": "NAT, attention", "nat-joint": "NAT, joint only",
     "nat-self": "NAT, self only", "nat-one-hop": "NAT, 1 hop", "nat-no-hops": "NAT, no hops",
-    "tgn": "TGN", "jodie": "JODIE", "tgat": "TGAT", "graphmixer": "GraphMixer",
-    "walks": "online walks", "edgebank": "EdgeBank", "edgebank-window": "EdgeBank, window",
+    "tgn": "TGN", "tgn-geometric": "TGN, PyG", "jodie": "JODIE", "dyrep": "DyRep",
+    "tgat": "TGAT", "graphmixer": "GraphMixer", "cawn": "CAWN",
+    "edgebank": "EdgeBank", "edgebank-window": "EdgeBank, window",
     "common-neighbours": "common neighbours", "common-recent": "common, recent",
 }  # fmt: skip
 JOINT, VECTOR, RULE = "#0b6e8a", "#d1752b", "#8a8a8a"
@@ -23,9 +26,9 @@ JOINT, VECTOR, RULE = "#0b6e8a", "#d1752b", "#8a8a8a"
 
 def colour(method: str) -> str:
     """By what the method knows: joint neighbourhood, one vector per node, a rule."""
-    if method in ("nat-self", "nat-no-hops", "tgn", "jodie", "tgat", "graphmixer"):
+    if method in ("nat-no-hops", "tgn-geometric", *ONE_VECTOR):
         return VECTOR
-    return JOINT if method.startswith("nat") or method == "walks" else RULE
+    return JOINT if method.startswith("nat") or method == "cawn" else RULE
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -77,18 +80,16 @@ def _closure(axes: Axes, rows: pd.DataFrame) -> None:
     methods = [m for m in NAMES if m in set(rows["method"])]
     if not methods:
         return
-    for place, method in enumerate(methods):
+    order = sorted(methods, key=lambda m: rows[rows["method"] == m]["pooled_auc"].mean())
+    for place, method in enumerate(order):
         auc = rows[rows["method"] == method]["pooled_auc"]
-        axes.bar(place, auc.mean(), color=colour(method), width=0.6)
-        axes.plot(np.full(len(auc), place), auc, "o", color="black", markersize=3)
-    axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-    axes.annotate("chance", (len(methods) - 0.5, 0.505), ha="right", fontsize=8)
-    axes.set_xticks(
-        range(len(methods)), [NAMES[m].replace(", ", "\n").replace(" ", "\n") for m in methods],
-        fontsize=8,
-    )  # fmt: skip
-    axes.set_ylim(0.4, 1)
-    axes.set_ylabel("AUC, true partner against its twin")
+        axes.barh(place, auc.mean(), color=colour(method), height=0.6)
+        axes.plot(auc, np.full(len(auc), place), "o", color="black", markersize=3)
+    axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    axes.annotate("chance", (0.505, len(order) - 0.5), fontsize=8)
+    axes.set_yticks(range(len(order)), [NAMES[m] for m in order])
+    axes.set_xlim(0.4, 1)
+    axes.set_xlabel("AUC, true partner against its twin")
     axes.set_title("Triadic closure", loc="left", fontsize=11)
 
 
@@ -96,7 +97,7 @@ def _speed(axes: Axes, rows: pd.DataFrame) -> None:
     if not len(rows):
         return
     bars = [
-        (NAMES[method] + (", dropout" if method == "nat" and dropout else ""), part, method)
+        (NAMES[method] + ("" if dropout else ", no dropout"), part, method)
         for (method, dropout), part in rows.groupby(["method", "dropout"])
     ]
     bars.sort(key=lambda bar: bar[1]["train_speed"].mean())
@@ -115,6 +116,8 @@ def _size(axes: Axes, rows: pd.DataFrame) -> None:
     if not len(rows):
         return
     for data, face in {_decisive(rows): JOINT, "triadic": "white"}.items():
+        if not (rows["data"] == data).any():
+            continue
         axes.plot([], [], "o-", color=JOINT, markerfacecolor=face, markersize=4, label=data)
         for _, one in rows[rows["data"] == data].groupby("seed"):
             one = one.sort_values("slots")

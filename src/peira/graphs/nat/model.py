@@ -1,139 +1,32 @@
-"""The NAT network: lazy reads of N-caches, joint features, pooling, score (section 4)."""
+"""The NAT network: lazy reads of N-caches, joint features, score (section 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peira.graphs.nat.joint import CODES, Entries, Joint, code_counts, join
 from peira.graphs.nat.ncache import Backend, Hash, Offers, Table, hash_slot, write
+from peira.graphs.nat.pooling import JointPool, Pool
 
-Pool = Literal["sum", "attention"]
 Parts = Literal["both", "joint", "self"]
 
 
 class TimeCode(nn.Module):
-    """cos(t w + phi) of the absolute time, w_i = 10^(-9 i / (d - 1)) at the start."""
+    """cos(t w + phi) of a time, w_i = 10^(-9 i / (d - 1)) at the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.frequency = nn.Parameter(10 ** -torch.linspace(0, 9, width))
         self.phase = nn.Parameter(torch.zeros(width))
 
-    def forward(self, t: Float[Tensor, " events"]) -> Float[Tensor, "events width"]:
+    def forward(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         # Unix seconds need float64: float32 rounds them to two minutes.
-        return torch.cos(t[:, None] * self.frequency + self.phase).float()
-
-
-def random_keep(
-    rows: int, columns: int, p: float, device: torch.device | str
-) -> Bool[Tensor, "rows columns"]:
-    """A dropout mask from 16 random bits per element, a quarter of the draws of `nn.Dropout`.
-
-    The probability of False is `p` rounded to a multiple of 2^-16.
-    """
-    size = rows * columns
-    words = torch.empty((size + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
-    bits = words.view(torch.int16)[:size].view(rows, columns)
-    return bits >= round(p * 2**16) - 2**15
-
-
-class MaskedSum(torch.autograd.Function):
-    """sum over the members i of each pair of keep_i * (W x_i), without keeping W x_i.
-
-    On a CPU it goes through the members in blocks that stay in its cache; W x of a batch of 200
-    events is 30 MB, and its dropout by `nn.Dropout` took most of the time of training.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Float[Tensor, "members width_in"],
-        weight: Float[Tensor, "width width_in"],
-        keep: Bool[Tensor, "members width"],
-        pair: Int[Tensor, " members"],
-        pairs: int,
-    ) -> Float[Tensor, "pairs width"]:
-        """`pair` says which of the `pairs` each member belongs to."""
-        ctx.save_for_backward(x, weight, keep, pair)
-        total = x.new_zeros(pairs, len(weight))
-        for part in _blocks(x):
-            total.index_add_(0, pair[part], (x[part] @ weight.T).mul_(keep[part]))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Float[Tensor, "pairs width"]) -> tuple[Tensor | None, ...]:
-        """Gradients of x and W."""
-        x, weight, keep, pair = ctx.saved_tensors
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-        for part in _blocks(x):
-            block = grad[pair[part]].mul_(keep[part])
-            grad_x[part] = block @ weight
-            grad_weight.addmm_(block.T, x[part])
-        return grad_x, grad_weight, None, None, None
-
-
-def _blocks(x: Float[Tensor, "rows width"]) -> Iterator[slice]:
-    size = 1024 if x.device.type == "cpu" else max(1, len(x))
-    return (slice(start, start + size) for start in range(0, len(x), size))
-
-
-class JointPool(nn.Module):
-    """Pools the members of each pair with `heads` linear projections (eq. 8 of the paper).
-
-    `attention` weighs members by softmax(LeakyReLU(a_h . W_h x)), as the paper writes it. `sum`
-    adds the projections unweighted, as the official code does: there the scores are computed and
-    multiplied by nothing.
-    """
-
-    def __init__(
-        self, width_in: int, width_out: int, heads: int, dropout: float, pool: Pool
-    ) -> None:
-        super().__init__()
-        self.heads, self.pool = heads, pool
-        self.project = nn.Linear(width_in, heads * width_out, bias=False)
-        self.bias = nn.Parameter(torch.zeros(width_out))
-        self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_uniform_(self.project.weight)
-        if pool == "attention":
-            self.score = nn.Parameter(torch.empty(1, heads, width_out))
-            nn.init.xavier_uniform_(self.score)
-
-    def forward(
-        self, x: Float[Tensor, "members width_in"], pair: Int[Tensor, " members"], pairs: int
-    ) -> Float[Tensor, "pairs width_out"]:
-        """Pooled vector of each pair; every pair has members (its own two nodes)."""
-        p = self.dropout.p if self.training else 0.0
-        if self.pool == "sum":
-            x = x * random_keep(len(x), x.shape[1], p, x.device) / (1 - p)
-            keep = random_keep(len(x), len(self.project.weight), p, x.device)
-            pooled = MaskedSum.apply(x, self.project.weight, keep, pair, pairs) / (1 - p)
-            return pooled.view(pairs, self.heads, -1).mean(1) + self.bias
-        h = self.dropout(self.project(self.dropout(x)).view(len(x), self.heads, -1))
-        h = h * self._weights(h, pair, pairs)[..., None]
-        return h.new_zeros(pairs, h.shape[2]).index_add(0, pair, h.mean(1)) + self.bias
-
-    def pooled_sum(
-        self, total: Float[Tensor, "pairs width_in"]
-    ) -> Float[Tensor, "pairs width_out"]:
-        """`forward` of pool="sum" without dropout: projections are linear, the sum suffices."""
-        return self.project(total).view(len(total), self.heads, -1).mean(1) + self.bias
-
-    def _weights(
-        self, h: Float[Tensor, "members heads width"], pair: Int[Tensor, " members"], pairs: int
-    ) -> Float[Tensor, "members heads"]:
-        score = nn.functional.leaky_relu((h * self.score).sum(-1), 0.2)
-        index = pair[:, None].expand_as(score)
-        highest = score.new_full((pairs, self.heads), -torch.inf)
-        highest = highest.scatter_reduce(0, index, score.detach(), "amax")
-        weight = (score - highest[pair]).exp()
-        total = weight.new_zeros(pairs, self.heads).index_add(0, pair, weight)
-        return self.dropout(weight / total[pair])
+        return torch.cos(t[..., None] * self.frequency + self.phase).float()
 
 
 @dataclass(frozen=True)
