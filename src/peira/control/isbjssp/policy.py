@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from peira import PeiraError
 from peira.control.isbjssp.graph import FEATURES, Batch, Graph, Scene, Scenes, collate, observe
 from peira.control.isbjssp.simulator import Episode
-from peira.engine.files import atomic_path
+from peira.data.arrays import write_tensors
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -179,11 +179,7 @@ class DispatchNetwork(DispatchPolicy):
 
     def save(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file."""
-        from safetensors.torch import save_file
-
-        with atomic_path(Path(path)) as temporary:
-            settings = {"isbjssp": json.dumps(self.settings)}
-            save_file(self.state_dict(), temporary, settings)
+        write_tensors(Path(path), self.state_dict(), {"isbjssp": json.dumps(self.settings)})
 
     @classmethod
     def load(cls, path: str | Path) -> DispatchNetwork:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peira.engine.figures import GREY, INK, quiet, slide, title
-from peira.engine.verdict import select
+from peira.engine.verdict import mean_interval, select
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,14 +47,10 @@ def draw(table: pd.DataFrame, curves: pd.DataFrame) -> Figure:
 
 def _interval(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, mean and half-width of the 95% interval over seeds (0 for one seed)."""
-    from scipy.special import stdtrit
-
     grouped = rows.groupby(x)[y]
-    n = grouped.count().to_numpy()
-    spread = grouped.std().fillna(0.0).to_numpy()
-    half = np.where(n > 1, stdtrit(np.maximum(n - 1, 1), 0.975) * spread, 0.0)
-    half /= np.sqrt(np.maximum(n, 1))
-    return np.array(sorted(rows[x].unique()), dtype=float), grouped.mean().to_numpy(), half
+    mean = grouped.mean().to_numpy()
+    high = np.array([mean_interval(values.dropna().to_numpy())[1] for _, values in grouped])
+    return np.array(sorted(rows[x].unique()), dtype=float), mean, np.nan_to_num(high - mean)
 
 
 def _points(axes: Axes, rows: pd.DataFrame, x: str, y: str, **style: Any) -> None:

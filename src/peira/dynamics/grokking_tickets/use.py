@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError, read_table
+from peira.data.arrays import write_tensors
 from peira.data.modular import Split, split_table
 from peira.dynamics.grokking_tickets.method import (
     METHODS,
@@ -260,10 +261,7 @@ def _write_ticket(path: Path, found: Ticket, settings: dict[str, Any]) -> None:
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"grokking_ticket": json.dumps(about)})
+    write_tensors(path, tensors, {"grokking_ticket": json.dumps(about)})
 
 
 def _read_ticket(path: Path) -> tuple[Ticket, dict[str, Any]]:

@@ -340,20 +340,17 @@ def _deltas(outputs: Tensor, targets: Sequence[Tensor]) -> Iterator[Tensor]:
     Inputs do not mix, so one pass with ones for all of them gives every input its own.
     """
     k = outputs.shape[1]
-    if k == 1:
-        grads = torch.autograd.grad(outputs.sum(), targets, allow_unused=True)
-        return (_or_zero(g, t).unsqueeze(0) for g, t in zip(grads, targets, strict=True))
     each = torch.eye(k, dtype=outputs.dtype, device=outputs.device)
     each = each.unsqueeze(1).expand(k, len(outputs), k)
-    grads = torch.autograd.grad(outputs, targets, each, is_grads_batched=True, allow_unused=True)
+    # Batching costs a copy, which one output does not need.
+    directions, batched = (each[0], False) if k == 1 else (each, True)
+    grads = torch.autograd.grad(
+        outputs, targets, directions, is_grads_batched=batched, allow_unused=True
+    )
     return (
-        torch.zeros(k, *t.shape, dtype=t.dtype, device=t.device) if g is None else g
+        t.new_zeros(k, *t.shape) if g is None else g.view(k, *t.shape)
         for g, t in zip(grads, targets, strict=True)
     )
-
-
-def _or_zero(gradient: Tensor | None, target: Tensor) -> Tensor:
-    return torch.zeros_like(target) if gradient is None else gradient
 
 
 def _by_layers(

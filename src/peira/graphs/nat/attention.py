@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from peira.data.temporal import TemporalEdges
-from peira.graphs.nat.history import History, Recent
+from peira.graphs.nat.history import History, HistoryNetwork, Recent
 from peira.graphs.nat.model import TimeCode
 
 
@@ -243,7 +243,7 @@ class MemoryNetwork(nn.Module):
             self.recent.append(src, dst, t, edge)
 
 
-class TGAT(nn.Module):
+class TGAT(HistoryNetwork):
     """Two layers of attention over events drawn uniformly from the past (Xu et al. 2020).
 
     A layer gives z_u(t) from z_v(t_v) of the layer below, for events (v, t_v) of u before t; below
@@ -281,18 +281,6 @@ class TGAT(nn.Module):
             for below in (edges.x.shape[1], width)
         )
         self.score = PairScore(width)
-
-    def reset(self) -> None:
-        """Forget the stream."""
-        self.history.reset()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The stream so far."""
-        return self.history.state()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Put back what `get_extra_state` returned."""
-        self.history.restore(state)
 
     def forward(
         self,
@@ -342,15 +330,3 @@ class TGAT(nn.Module):
             torch.from_numpy(part).to(nodes.device) for part in self.history.draw(roots, until)
         )
         return partner, edge, t
-
-    @torch.no_grad()
-    def write(
-        self,
-        src: Int[Tensor, " events"],
-        dst: Int[Tensor, " events"],
-        t: Float[Tensor, " events"],
-        edge: Int[Tensor, " events"],
-        read: Any = None,
-    ) -> None:
-        """Append events to both ends' histories."""
-        self.history.append(src, dst, t, edge)

@@ -136,6 +136,36 @@ class History:
         )  # fmt: skip
 
 
+class HistoryNetwork(nn.Module):
+    """A network whose only state is the stream that it was shown; subclasses set `history`."""
+
+    history: History
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        self.history.reset()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The stream so far."""
+        return self.history.state()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Put back what `get_extra_state` returned."""
+        self.history.restore(state)
+
+    @torch.no_grad()
+    def write(
+        self,
+        src: Int[Tensor, " events"],
+        dst: Int[Tensor, " events"],
+        t: Float[Tensor, " events"],
+        edge: Int[Tensor, " events"],
+        read: Any = None,
+    ) -> None:
+        """Append events to both ends' histories."""
+        self.history.append(src, dst, t, edge)
+
+
 @numba.njit(cache=True)
 def _draw(
     neighbour, edge, time, weight, start, filled, roots, now, uniform, weighted,

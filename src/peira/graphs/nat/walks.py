@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from peira.data.temporal import TemporalEdges
 from peira.graphs.nat.attention import padded
-from peira.graphs.nat.history import History
+from peira.graphs.nat.history import History, HistoryNetwork
 
 STEPS = 2
 
@@ -66,7 +64,7 @@ def _name(walks_u, walks_v, names):
     return distinct[:rows]
 
 
-class WalkNetwork(nn.Module):
+class WalkNetwork(HistoryNetwork):
     """CAW-N-mean: what NAT's caches spare.
 
     For every pair `walks` temporal walks of two steps start at each end; nodes are named by how
@@ -104,18 +102,6 @@ class WalkNetwork(nn.Module):
         self.score = nn.Sequential(
             nn.Linear(2 * (width // 2), width), nn.ReLU(), nn.Linear(width, 1)
         )
-
-    def reset(self) -> None:
-        """Forget the stream."""
-        self.history.reset()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The stream so far."""
-        return self.history.state()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Put back what `get_extra_state` returned."""
-        self.history.restore(state)
 
     def sample(
         self, roots: Int[np.ndarray, " roots"], now: Float[np.ndarray, " roots"]
@@ -168,15 +154,3 @@ class WalkNetwork(nn.Module):
         _, last = self.rnn(torch.cat([named, walked], dim=-1) * present)
         walk = last.transpose(0, 1).reshape(len(u), 2 * self.walks, -1)
         return self.score(walk.mean(1)).view(events, options), None
-
-    @torch.no_grad()
-    def write(
-        self,
-        src: Int[Tensor, " events"],
-        dst: Int[Tensor, " events"],
-        t: Float[Tensor, " events"],
-        edge: Int[Tensor, " events"],
-        read: Any = None,
-    ) -> None:
-        """Append events to both ends' histories."""
-        self.history.append(src, dst, t, edge)
