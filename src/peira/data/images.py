@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from peira.data.errors import DataError
+from peira.data.pickles import read_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -71,58 +72,135 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_cifar(path: Path, classes: Literal[10, 100] = 10) -> Pictures:
-    """One file of the binary version of CIFAR-10 or CIFAR-100.
+    """One file of CIFAR-10 or CIFAR-100, of the binary or the Python version.
 
     Args:
-        path: such as `data_batch_1.bin` or `train.bin`.
+        path: such as `data_batch_1.bin`, `train.bin` or `data_batch_1`.
         classes: 10, or 100 for the fine labels of CIFAR-100.
 
     Returns:
         (n, 3, 32, 32) pixels from 0 to 255, and labels.
 
     Raises:
-        DataError: a size that is no whole number of records, or an impossible label.
+        DataError: neither version of these classes, or an impossible label.
     """
-    # CIFAR-100 has the coarse label before the fine one.
-    labels = 1 if classes == 10 else 2
-    record = labels + 3 * 32 * 32
     try:
-        raw = np.fromfile(path, np.uint8)
+        # A pickle of protocol 2 begins with this byte; a label of a record never does.
+        python = path.read_bytes()[:1] == b"\x80"
+        pictures, label = (_cifar_pickle if python else _cifar_binary)(path, classes)
     except OSError as error:
         raise DataError(error.strerror or str(error), path=path) from error
-    if not len(raw) or len(raw) % record:
-        raise DataError(
-            f"not the binary version of CIFAR-{classes}", path=path, value=f"{len(raw)} bytes",
-            expected=f"records of {record} bytes",
-        )  # fmt: skip
-    rows = raw.reshape(-1, record)
-    label = rows[:, labels - 1]
     wrong = np.flatnonzero(label >= classes)
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
             "impossible label", path, row + 1, value=int(label[row]), expected=f"0 to {classes - 1}"
         )
-    return rows[:, labels:].reshape(-1, 3, 32, 32), label
+    return pictures, label
+
+
+def _cifar_binary(path: Path, classes: int) -> Pictures:
+    # CIFAR-100 has the coarse label before the fine one.
+    labels = 1 if classes == 10 else 2
+    record = labels + 3 * 32 * 32
+    raw = np.fromfile(path, np.uint8)
+    if not len(raw) or len(raw) % record:
+        raise DataError(
+            f"not the binary version of CIFAR-{classes}", path=path, value=f"{len(raw)} bytes",
+            expected=f"records of {record} bytes",
+        )  # fmt: skip
+    rows = raw.reshape(-1, record)
+    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1]
+
+
+def _cifar_pickle(path: Path, classes: int) -> Pictures:
+    batch = read_pickle(path)
+    name = "labels" if classes == 10 else "fine_labels"
+    # Written by Python 2 the keys are text here, written by Python 3 they may be bytes.
+    found = (
+        {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
+        if isinstance(batch, dict)
+        else {}
+    )
+    data, labels = found.get("data"), found.get(name)
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not labels:
+        raise DataError(
+            f"not a batch of CIFAR-{classes}", path=path, value=sorted(found),
+            expected=f"data (n, 3072) and {name}",
+        )  # fmt: skip
+    if len(labels) != len(data):
+        raise DataError(f"{len(data)} pictures but {len(labels)} labels", path=path)
+    return data.astype(np.uint8).reshape(-1, 3, 32, 32), np.asarray(labels).astype(np.uint8)
 
 
 def digit_images(generator: torch.Generator, train: int = 200) -> Split:
     """The digits as rows of pixels in [0, 1]: `train` of them to train, the others to test."""
-    return _split(digits(), 16, generator, train)
+    return _flat(digit_pictures(generator, train))
 
 
 def mnist_images(generator: torch.Generator, train: int = 1000) -> Split:
     """MNIST's test file as rows of pixels in [0, 1]: `train` to train, the others to test."""
-    return _split(mnist(), 255, generator, train)
+    return _flat(mnist_pictures(generator, train))
 
 
-def _split(pictures: Pictures, white: int, generator: torch.Generator, train: int) -> Split:
+def digit_pictures(generator: torch.Generator, train: int = 1000) -> Split:
+    """The digits as (n, 1, 8, 8) in [0, 1]: `train` of them to train, the others to test."""
+    images, labels = digits()
+    return picture_split((images[:, None] / 16, labels), generator, train)
+
+
+def mnist_pictures(generator: torch.Generator, train: int = 5000) -> Split:
+    """MNIST's test file as (n, 1, 28, 28) in [0, 1]: `train` to train, the others to test."""
+    images, labels = mnist()
+    return picture_split((images[:, None], labels), generator, train)
+
+
+def picture_split(
+    pictures: tuple[npt.NDArray[Any], npt.NDArray[Any]], generator: torch.Generator, train: int
+) -> Split:
+    """Pictures and labels in two parts at random: `train` to train, the others to test.
+
+    Args:
+        pictures: (n, channels, height, width), bytes or already in [0, 1]; labels (n,).
+        generator: draws the parts.
+        train: how many train.
+
+    Returns:
+        Inputs (n, channels, height, width) in [0, 1], float32, and labels.
+    """
     import torch
 
     from peira.data.modular import split_table
 
     images, labels = pictures
-    inputs = torch.from_numpy(images.reshape(len(images), -1) / white).float()
     # Half a row more, so that rounding down gives exactly `train`.
-    share = (train + 0.5) / len(inputs)
-    return split_table(inputs, torch.from_numpy(labels.astype("int64")), share, generator)
+    share = (train + 0.5) / len(images)
+    return split_table(
+        picture_tensors(images), torch.from_numpy(labels.astype("int64")), share, generator
+    )
+
+
+def picture_tensors(images: npt.NDArray[Any]) -> torch.Tensor:
+    """Pictures as float32 in [0, 1]: bytes are divided by 255, other numbers stay as they are.
+
+    Raises `DataError` for numbers that are not finite or outside [0, 1].
+    """
+    import torch
+
+    if images.dtype == np.uint8:
+        return torch.from_numpy(images.astype(np.float32) / np.float32(255))
+    found = torch.from_numpy(np.asarray(images, dtype=np.float32))
+    wrong = torch.nonzero(~((found >= 0) & (found <= 1)))
+    if len(wrong):
+        place = tuple(int(i) for i in wrong[0])
+        raise DataError(
+            f"a pixel outside [0, 1] in picture {place[0]}", value=float(found[place]),
+            expected="numbers in [0, 1], or bytes",
+        )  # fmt: skip
+    return found
+
+
+def _flat(split: Split) -> Split:
+    return split._replace(
+        train_inputs=split.train_inputs.flatten(1), test_inputs=split.test_inputs.flatten(1)
+    )

@@ -8,9 +8,6 @@ evaluation", 2018 (gnn-benchmark: Amazon, Coauthor).
 
 from __future__ import annotations
 
-import collections
-import io
-import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +18,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from peira.data.errors import DataError
+from peira.data.pickles import read_pickle
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -183,46 +181,18 @@ class _StoredCsr:
         self.state = state
 
 
-def _as_bytes(text: str, encoding: str) -> bytes:
-    """What Python 3 calls to rebuild bytes from an old pickle protocol."""
-    return text.encode("latin1")
-
-
-_REBUILD_ARRAY = np.empty(0).__reduce__()[0]
-_ALLOWED = {
+_SPARSE = {
     ("scipy.sparse.csr", "csr_matrix"): _StoredCsr,
     ("scipy.sparse._csr", "csr_matrix"): _StoredCsr,
-    ("numpy.core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _as_bytes,
-    ("collections", "defaultdict"): collections.defaultdict,
-    ("__builtin__", "list"): list,
-    ("builtins", "list"): list,
 }
 
 
-class _PlanetoidUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        return _PlanetoidUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except FileNotFoundError as error:
-        raise DataError("a file of the data set is missing", path=path) from error
-    # A damaged pickle can raise nearly anything.
-    except Exception as error:
-        raise DataError(f"the file cannot be read ({error})", path=path) from error
+def _read(path: Path) -> Any:
+    return read_pickle(path, _SPARSE)
 
 
 def _matrix(path: Path) -> sparse.csr_matrix:
-    stored = _unpickled(path)
+    stored = _read(path)
     if not isinstance(stored, _StoredCsr):
         raise DataError(
             "not a feature matrix", path=path, value=type(stored).__name__,
@@ -240,7 +210,7 @@ def _matrix(path: Path) -> sparse.csr_matrix:
 
 
 def _one_hot(path: Path) -> Float[np.ndarray, "nodes classes"]:
-    array = _unpickled(path)
+    array = _read(path)
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iufb":
         raise DataError(
             "not a table of classes", path=path, value=type(array).__name__,
@@ -250,7 +220,7 @@ def _one_hot(path: Path) -> Float[np.ndarray, "nodes classes"]:
 
 
 def _neighbours(path: Path) -> dict[int, list[int]]:
-    graph = _unpickled(path)
+    graph = _read(path)
     if not isinstance(graph, dict) or not all(isinstance(row, list) for row in graph.values()):
         raise DataError(
             "not a graph", path=path, value=type(graph).__name__,
