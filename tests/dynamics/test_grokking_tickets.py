@@ -19,7 +19,7 @@ from peira.data.errors import DataError
 from peira.data.modular import Split, modular_table, split_table
 from peira.dynamics.grokking_tickets import figure, method, model, structure, study, use
 from peira.engine.errors import PeiraError
-from peira.nn import pruning
+from peira.nn import accuracy, pruning
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -192,7 +192,7 @@ def test_a_retrained_ticket_generalises_and_its_pruned_weights_are_zero(
     net, data, ticket = found
     trained, training = method.retrain(ticket, net, data, RECIPE)
     assert training.generalise_step is not None
-    assert method.accuracy(trained, data.test_inputs, data.test_labels) >= 0.85
+    assert accuracy(trained, data.test_inputs, data.test_labels) >= 0.85
     for name, weight in trained.named_parameters():
         assert not weight[~ticket.masks[name]].any()
 
@@ -213,8 +213,8 @@ def test_training_is_full_batch_adamw_step_by_step() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
     step, _, train_accuracy, test_accuracy = training.curve[-1]
     assert step == 12
-    assert train_accuracy == method.accuracy(plain, data.train_inputs, data.train_labels)
-    assert test_accuracy == method.accuracy(plain, data.test_inputs, data.test_labels)
+    assert train_accuracy == accuracy(plain, data.train_inputs, data.train_labels)
+    assert test_accuracy == accuracy(plain, data.test_inputs, data.test_labels)
 
 
 def test_the_penalty_is_added_to_the_loss() -> None:

@@ -19,11 +19,7 @@ from peira import PeiraError
 from peira.control.isbjssp.graph import FEATURES, Batch, Graph, Scene, Scenes, collate, observe
 from peira.control.isbjssp.simulator import Episode
 from peira.data.arrays import write_tensors
-
-
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two layers with a ReLU between them."""
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+from peira.nn.networks import mlp
 
 
 def sum_by(
@@ -67,10 +63,10 @@ class MessageLayer(nn.Module):
 
     def __init__(self, inputs: int, features: int, hidden: int, disjunctive: bool = True) -> None:
         super().__init__()
-        self.predecessor = mlp(inputs, hidden, hidden)
-        self.successor = mlp(inputs, hidden, hidden)
-        self.rival = mlp(inputs, hidden, hidden) if disjunctive else None
-        self.update = mlp((2 + disjunctive) * hidden + 2 * inputs + features, hidden, hidden)
+        self.predecessor = mlp((inputs, hidden, hidden))
+        self.successor = mlp((inputs, hidden, hidden))
+        self.rival = mlp((inputs, hidden, hidden)) if disjunctive else None
+        self.update = mlp(((2 + disjunctive) * hidden + 2 * inputs + features, hidden, hidden))
         self.norm = nn.LayerNorm(hidden)
 
     def forward(
@@ -158,8 +154,8 @@ class DispatchNetwork(DispatchPolicy):
         self.layers = nn.ModuleList(
             MessageLayer(inputs, features, hidden, disjunctive) for inputs in widths[:-1]
         )
-        self.actor = mlp(2 * hidden, 32, 1)
-        self.critic = mlp(hidden, 32, 1)
+        self.actor = mlp((2 * hidden, 32, 1))
+        self.critic = mlp((hidden, 32, 1))
 
     def observe(self, episode: Episode) -> Graph:
         """The dynamic disjunctive graph, or the static one."""

@@ -32,6 +32,7 @@ from peira.dynamics.batch_hessian_lr.sweep import (
 )
 from peira.dynamics.batch_hessian_lr.tuner import SLQTuner
 from peira.dynamics.probes.curvature import Kind, Loss, batch_spectra
+from peira.nn.evaluation import accuracy
 
 # The grid that the learner is held against: 6 rates by 4 momenta.
 GRID = [(float(lr), mu) for lr in np.geomspace(0.003, 1, 6) for mu in (0.0, 0.5, 0.9, 0.99)]
@@ -313,10 +314,7 @@ def test_accuracy(model: nn.Module, data: Examples, task: str) -> dict[str, floa
     """Accuracy on the examples that did not train; nothing for the quadratic."""
     if task == "quadratic":
         return {}
-    with torch.no_grad():
-        outputs = torch.cat([model(part) for part in data.test_inputs.split(2048)])
-    hits = outputs.argmax(dim=1) == data.test_targets
-    return {"test_accuracy": float(hits.double().mean())}
+    return {"test_accuracy": accuracy(model, data.test_inputs, data.test_targets, 2048)}
 
 
 def first_at(curve: list[tuple[int, float]], target: float) -> int | None:

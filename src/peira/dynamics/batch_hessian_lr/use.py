@@ -20,11 +20,12 @@ from peira.data.arrays import refuse_absent, write_tensors
 from peira.data.networks import load_weights, own_module
 from peira.dynamics.batch_hessian_lr.examples import read_examples
 from peira.dynamics.batch_hessian_lr.law import ASSUMPTIONS, BatchSpectrumLaw, batch_spectrum_law
-from peira.dynamics.batch_hessian_lr.model import ACTIVATIONS, mlp
+from peira.dynamics.batch_hessian_lr.model import mlp
 from peira.dynamics.batch_hessian_lr.rates import max_lr, noise_scale, rescale_lr
 from peira.dynamics.batch_hessian_lr.sweep import ShuffledBatches, mean_loss
 from peira.dynamics.batch_hessian_lr.tuner import SLQTuner
 from peira.engine.files import write_json
+from peira.nn.networks import ACTIVATIONS
 
 __all__ = ["law", "rescale", "train"]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from peira.data.modular import Split
 from peira.dynamics.grokking_tickets.model import ImageMLP, TokenMLP, TokenTransformer
 from peira.dynamics.grokking_tickets.structure import inverse_participation, periodicity
 from peira.engine.errors import PeiraError
+from peira.nn.evaluation import accuracy, evaluating
 from peira.nn.grokfast import GrokfastEMA
 from peira.nn.pruning import (
     Masks,
@@ -276,24 +276,6 @@ def _snapshot(model: nn.Module, step: int, train: float, test: float) -> Checkpo
     return Checkpoint(step, train, test, state)
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    """Share of inputs whose largest output is that of the label, in evaluation mode."""
-    with evaluating(model):
-        return float((model(inputs).argmax(dim=1) == labels).float().mean())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode (dropout off, batch normalisation fixed), then as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 @dataclass(frozen=True)
 class Ticket:
     """A subnetwork at its initial weights.
@@ -539,7 +521,7 @@ def _keep(prune: float) -> float:
 
 
 def _check_labels(model: nn.Module, data: Split) -> None:
-    with torch.no_grad(), evaluating(model):
+    with evaluating(model):
         classes = model(data.train_inputs[:1]).shape[1]
     for part, labels in (("training", data.train_labels), ("test", data.test_labels)):
         wrong = (labels < 0) | (labels >= classes)
