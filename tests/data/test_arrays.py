@@ -16,7 +16,9 @@ from peira.data import (
     read_features,
     read_npy,
     read_npz,
+    read_record,
     read_tensors,
+    write_record,
     write_tensors,
 )
 
@@ -91,3 +93,13 @@ def test_weights_make_a_round_trip_into_a_person_s_network(tmp_path: Path) -> No
     ):
         with pytest.raises(DataError, match=said):
             own_module(reference)
+
+
+def test_records_keep_tensors_and_settings_and_know_their_kind(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_record(path, "test model", {"w": torch.eye(2)}, {"sizes": [1, 2], "name": "x"})
+    tensors, about = read_record(path, "test model")
+    assert torch.equal(tensors["w"], torch.eye(2))
+    assert about == {"sizes": [1, 2], "name": "x"}
+    with pytest.raises(DataError, match=r"not a ticket.*test model"):
+        read_record(path, "ticket")

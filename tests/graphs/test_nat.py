@@ -704,7 +704,7 @@ def test_bad_questions_are_refused(call, message):
 
 def test_files_of_other_kinds_are_no_models(tmp_path):
     (tmp_path / "model").write_bytes(b"not a model")
-    with pytest.raises(DataError, match="not a model file"):
+    with pytest.raises(DataError, match=r"not a \.safetensors file"):
         NAT.load(tmp_path / "model")
     with pytest.raises(DataError, match="no such file"):
         NAT.load(tmp_path / "nothing")

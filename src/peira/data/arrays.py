@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,6 +136,32 @@ def write_tensors(
             temporary,
             metadata=dict(metadata or {}),
         )
+
+
+def write_record(path: Path, kind: str, tensors: Mapping[str, Tensor], about: Any) -> None:
+    """Write tensors and their settings as one .safetensors file, whole or not at all.
+
+    Args:
+        path: file to write.
+        kind: what it is, as `read_record` will ask: "NAT model".
+        tensors: by name.
+        about: settings, whatever JSON can hold.
+    """
+    write_tensors(path, tensors, {kind: json.dumps(about)})
+
+
+def read_record(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and settings that `write_record` wrote.
+
+    Raises `DataError` for a file that is absent, of another format, or of another kind.
+    """
+    tensors, metadata = read_tensors(path)
+    try:
+        return tensors, json.loads(metadata[kind])
+    except (KeyError, json.JSONDecodeError):
+        raise DataError(
+            f"not a {kind}", path=path, value=sorted(metadata) or None, expected=f"a {kind}"
+        ) from None
 
 
 def refuse_absent(path: Path) -> None:

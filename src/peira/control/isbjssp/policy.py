@@ -5,7 +5,6 @@ Park, Chun, Kim, Kim, Park (2021), "Learning to schedule job-shop problems", the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peira import PeiraError
 from peira.control.isbjssp.graph import FEATURES, Batch, Graph, Scene, Scenes, collate, observe
 from peira.control.isbjssp.simulator import Episode
-from peira.data.arrays import write_tensors
+from peira.data.arrays import read_record, write_record
 from peira.nn.networks import mlp
+
+KIND = "dispatching network"
 
 
 def sum_by(
@@ -175,19 +175,12 @@ class DispatchNetwork(DispatchPolicy):
 
     def save(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file."""
-        write_tensors(Path(path), self.state_dict(), {"isbjssp": json.dumps(self.settings)})
+        write_record(Path(path), KIND, self.state_dict(), self.settings)
 
     @classmethod
     def load(cls, path: str | Path) -> DispatchNetwork:
-        """Read what `save` wrote; raises `PeiraError` if the file is something else."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                settings = json.loads((file.metadata() or {})["isbjssp"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError) as error:
-            raise PeiraError(f"{path} is not a dispatching network: {error}") from error
+        """Read what `save` wrote; raises `DataError` if the file is something else."""
+        weights, settings = read_record(Path(path), KIND)
         network = cls(**settings)
         network.load_state_dict(weights)
         return network

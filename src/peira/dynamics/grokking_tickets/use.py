@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError, read_table
-from peira.data.arrays import write_tensors
+from peira.data.arrays import read_record, write_record
 from peira.data.modular import Split, split_table
 from peira.dynamics.grokking_tickets.method import (
     METHODS,
@@ -31,6 +30,7 @@ from peira.engine.files import atomic_path
 
 __all__ = ["retrain", "study", "ticket"]
 
+TICKET = "ticket"
 TABLE = Annotated[
     Path, typer.Argument(help="CSV or TSV: whole-number columns and a label, one example a row")
 ]
@@ -109,7 +109,7 @@ def retrain(
     )
     Console().print(shown)
     if out is not None:
-        _save(out, dict(network.state_dict()), settings)
+        write_record(out, "trained network", network.state_dict(), settings)
         Console().print(f"written to {out}", highlight=False)
 
 
@@ -257,26 +257,11 @@ def _write_ticket(path: Path, found: Ticket, settings: dict[str, Any]) -> None:
         "train_accuracy": found.source.train_accuracy,
         "test_accuracy": found.source.test_accuracy,
     }
-    _save(path, tensors, {**settings, "source": source})
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    write_tensors(path, tensors, {"grokking_ticket": json.dumps(about)})
+    write_record(path, TICKET, tensors, {**settings, "source": source})
 
 
 def _read_ticket(path: Path) -> tuple[Ticket, dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise DataError("no such file", path=path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("grokking_ticket", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise DataError(f"not a ticket ({error})", path=path) from error
-    if not about or "source" not in about:
-        raise DataError("not a ticket", path=path, expected="a file written by `ticket`")
+    tensors, about = read_record(path, TICKET)
     parts: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "initial": {}}
     for name, tensor in tensors.items():
         kind, _, parameter = name.partition(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError
-from peira.data.arrays import read_npz, read_tensors, write_tensors
+from peira.data.arrays import read_npz, read_record, write_record
 from peira.dynamics.icl_abrupt.features import DATASETS, read_items
 from peira.dynamics.icl_abrupt.method import (
     ICLRecipe,
@@ -32,6 +31,7 @@ from peira.engine.files import atomic_path
 
 __all__ = ["features", "report", "scores", "simulate", "timing", "train"]
 
+NETWORK = "in-context network"
 ITEMS = Annotated[Path, typer.Argument(help="items: npz (features, classes), or CSV with a class")]
 COLUMN = Annotated[str, typer.Option(help="column of the class in a CSV or TSV")]
 LABELS = Annotated[int, typer.Option(min=2, help="labels that the classes share")]
@@ -256,7 +256,7 @@ def _train(
             rows.to_csv(temporary, index=False)
         console.print(f"written to {history}", highlight=False)
     if out is not None:
-        _write_net(out, net, {**settings, "token": task.dim})
+        write_record(out, NETWORK, net.state_dict(), {**settings, "token": task.dim})
         console.print(f"written to {out}", highlight=False)
 
 
@@ -275,15 +275,8 @@ def _watched(steps: int) -> Callable[[Sequence[Any]], Iterable[int]]:
     return bar
 
 
-def _write_net(path: Path, net: InContextNet, settings: dict[str, Any]) -> None:
-    write_tensors(path, net.state_dict(), {"icl_abrupt": json.dumps(settings)})
-
-
 def _read_net(path: Path) -> tuple[InContextNet, dict[str, Any]]:
-    state, metadata = read_tensors(path)
-    settings = json.loads(metadata.get("icl_abrupt", "null"))
-    if not settings:
-        raise DataError("not a network", path=path, expected="a file written by `train`")
+    state, settings = read_record(path, NETWORK)
     net = InContextNet(settings["token"], settings["L"])
     net.load_state_dict(state)
     return net, settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from peira.data import DataError
+from peira.data.arrays import read_record, write_record
 from peira.data.temporal import TemporalEdges, lookup, read_temporal
-from peira.engine.files import atomic_path
 from peira.graphs.nat.baselines import CommonNeighbours, EdgeBank
 from peira.graphs.nat.model import NATNetwork, Parts, Pool
 from peira.graphs.nat.ncache import Hash
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAT", "CommonNeighbours", "EdgeBank", "NATNetwork", "as_edges", "compare"]
 
-FORMAT = "peira-nat-1"
+KIND = "NAT model"
 Mode = Literal["transductive", "inductive"]
 OnEpoch = Callable[[dict[str, float]], None]
 
@@ -278,8 +277,6 @@ class NAT(BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write weights, caches, hash seed and node names to one safetensors file, atomically."""
-        from safetensors.torch import save_file
-
         check_is_fitted(self, "network_")
         net = self.network_
         tensors = {f"weight.{name}": part for name, part in net.named_parameters()}
@@ -289,7 +286,6 @@ class NAT(BaseEstimator):
         for name in ("self_rep", "last_partner", "last_edge", "last_time"):
             tensors[f"state.{name}"] = getattr(net, name)
         about = {
-            "format": FORMAT,
             "settings": {**self.get_params(), "slots": list(self.slots)},
             "nodes": self.nodes_.tolist(),
             "room": net.num_nodes,
@@ -298,28 +294,14 @@ class NAT(BaseEstimator):
             "events": self._events,
             "last_time": self.last_time_,
         }
-        whole = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
-        with atomic_path(Path(path)) as temporary:
-            save_file(whole, temporary, metadata={"nat": json.dumps(about)})
+        write_record(Path(path), KIND, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote; raises `DataError` for any other file."""
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise DataError("no such file", path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("nat", "{}"))
-                names = file.keys()
-                # Mapped memory is not aligned, and sums over it round differently.
-                tensors = {name: file.get_tensor(name).clone() for name in names}
-        except SafetensorError as error:
-            raise DataError(f"not a model file ({error})", path) from error
-        if about.get("format") != FORMAT:
-            raise DataError("not a NAT model", path, value=about.get("format"), expected=FORMAT)
+        stored, about = read_record(Path(path), KIND)
+        # Mapped memory is not aligned, and sums over it round differently.
+        tensors = {name: part.clone() for name, part in stored.items()}
         model = cls(**{**about["settings"], "slots": tuple(about["settings"]["slots"])})
         model.nodes_ = np.array(about["nodes"])
         model.last_time_, model._events = about["last_time"], about["events"]

@@ -5,7 +5,6 @@ Source: Park et al., "Forward Learning of Graph Neural Networks", ICLR 2024.
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
@@ -26,8 +23,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import RandomLinkSplit
 from torch_geometric.utils import is_undirected, to_undirected
 
-from peira.data.errors import DataError
-from peira.engine.files import atomic_path
+from peira.data.arrays import read_record, write_record
 from peira.training.forwardgnn.convolutions import (
     Conv,
     Edges,
@@ -64,6 +60,7 @@ NODE_LEARNERS: dict[str, type[NodeLearner]] = {
     "top2loss": TopToLoss,
 }
 # These judge a class by writing it on the nodes in question, one class after the other.
+KIND = "saved ForwardGNN"
 CANDIDATE_LEARNERS = ("ff_la", "ff_vn")
 LINK_LEARNERS: dict[str, type[LinkLearner]] = {
     "fl": BottomUpLinks,
@@ -298,19 +295,12 @@ class ForwardGNN(ClassifierMixin, BaseEstimator):
             "layer_accuracy": self.layer_accuracy_,
             "class_names": list(class_names or map(str, self.classes_)),
         }
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with atomic_path(path) as temporary:
-            save_file(whole, temporary, metadata={"forwardgnn": json.dumps(about)})
+        write_record(Path(path), KIND, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote; raises `DataError` for any other file."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["forwardgnn"])
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise DataError(f"not a saved ForwardGNN ({error})", path=path) from error
+        stored, about = read_record(Path(path), KIND)
         self = cls(**about["settings"])
         device = torch.device(self.device)
         parts = [stored[f"x.{name}"].numpy() for name in ("data", "indices", "indptr")]
