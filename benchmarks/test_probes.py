@@ -1,4 +1,4 @@
-"""Tangent kernels and ensembles of the dynamics room against what people write without them."""
+"""Tangent kernels of the dynamics room against what people write without them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from peira.dynamics.probes import Ensemble, empirical_ntk, mlp
+from peira.dynamics.probes import empirical_ntk, mlp
 
 torch.set_num_threads(1)
 
@@ -68,36 +68,3 @@ def test_ntk_jacrev(benchmark: Callable[..., Tensor], case: tuple) -> None:
 @CASES
 def test_ntk_autograd_loop(benchmark: Callable[..., Tensor], case: tuple) -> None:
     benchmark.pedantic(by_gradients, case, rounds=2)
-
-
-MEMBERS, STEPS = 32, 20
-
-
-def trained(model: nn.Module, x: Tensor, y: Tensor, members: int = 1) -> None:
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(STEPS):
-        optimiser.zero_grad()
-        ((model(x) - y).square().mean() * members).backward()
-        optimiser.step()
-
-
-def small_networks() -> list[nn.Module]:
-    generator = torch.Generator().manual_seed(0)
-    return [mlp((16, 32, 32, 1), generator=generator) for _ in range(MEMBERS)]
-
-
-def test_training_32_small_networks_peira(benchmark: Callable[..., None]) -> None:
-    x, y = inputs(64, 16), inputs(64, 1)
-    ensemble = Ensemble(small_networks(), shared=True)
-    benchmark.pedantic(trained, (ensemble, x, y, MEMBERS), rounds=5, warmup_rounds=1)
-
-
-def test_training_32_small_networks_one_by_one(benchmark: Callable[..., None]) -> None:
-    x, y = inputs(64, 16), inputs(64, 1)
-    models = small_networks()
-
-    def one_by_one() -> None:
-        for model in models:
-            trained(model, x, y)
-
-    benchmark.pedantic(one_by_one, rounds=3, warmup_rounds=1)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from peira.data.errors import DataError
 from peira.dynamics.probes import (
-    Ensemble,
     LazinessTracker,
     LinearisedModel,
     NTKLinear,
@@ -380,29 +379,3 @@ def test_activity_is_that_of_the_named_module():
     torch.testing.assert_close(activity(model, x), model[:4](x).detach())
     with pytest.raises(DataError, match="'9'"):
         activity(model, x, "9")
-
-
-@pytest.mark.parametrize("optimiser", ["SGD", "AdamW"])
-def test_members_of_an_ensemble_train_as_if_alone(optimiser):
-    models = [perceptron().double() for _ in range(3)]
-    alone = [perceptron().double() for _ in range(3)]
-    for a, b in zip(models, alone, strict=True):
-        b.load_state_dict(a.state_dict())
-    x, y = torch.randn(3, 8, 4).double(), torch.randn(3, 8, 3).double()
-    together = Ensemble(models)
-    settings = {"lr": 0.01} | ({"momentum": 0.9} if optimiser == "SGD" else {"weight_decay": 0.1})
-    make = getattr(torch.optim, optimiser)
-    optimisers = [make(m.parameters(), **settings) for m in (together, *alone)]
-    for _ in range(20):
-        losses = [(together(x) - y).square().mean((1, 2)).sum()]
-        losses += [(m(x[i]) - y[i]).square().mean() for i, m in enumerate(alone)]
-        for o, loss in zip(optimisers, losses, strict=True):
-            o.zero_grad()
-            loss.backward()
-            o.step()
-    for state, single in zip(together.states(), alone, strict=True):
-        torch.testing.assert_close(state, dict(single.state_dict()))
-    shared = Ensemble(models, shared=True)
-    torch.testing.assert_close(shared(x[0])[1], models[1](x[0]))
-    with pytest.raises(DataError, match="different shapes"):
-        Ensemble([models[0], nn.Linear(4, 3)])

@@ -16,6 +16,7 @@ __all__, __getattr__, __dir__ = exports(
             "reliability",
         ],
         "costs": ["Cost", "cost", "flops", "unit_flops"],
+        "ensembles": ["Ensemble"],
         "evaluation": ["accuracy", "cross_entropies", "evaluating", "predict", "sample_losses"],
         "grokfast": ["GrokfastEMA"],
         "hooks": ["capture", "module_named", "replace_output"],

@@ -27,7 +27,6 @@ __all__, __getattr__, __dir__ = exports(
             "sharpness",
             "spectral_density",
         ],
-        "ensembles": ["Ensemble"],
         "forecast": [
             "EarlyStop",
             "EnsembleForecast",

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from peira.dynamics.probes import Ensemble
+from peira.nn import Ensemble
 from peira.dynamics.rich_lazy_rank.network import RateRNN
 from peira.dynamics.rich_lazy_rank.tasks import Problem
 

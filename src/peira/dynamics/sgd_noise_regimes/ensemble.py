@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peira.dynamics.probes import Ensemble
+from peira.nn import Ensemble
 from peira.dynamics.sgd_noise_regimes.batches import draw_many, key_of
 from peira.dynamics.sgd_noise_regimes.descent import (
     BLOWN_UP,
