@@ -282,3 +282,14 @@ def test_grokfast_adds_the_moving_average_of_the_gradients() -> None:
         grokfast()
         average = gradient if average is None else 0.9 * average + 0.1 * gradient
         torch.testing.assert_close(weight.grad, gradient + 2.0 * average)
+
+
+def test_taking_masks_off_a_copy_leaves_the_original_alone():
+    network = nn.Sequential(nn.Linear(4, 3))
+    pruning.apply_masks(network, {"0.weight": torch.eye(3, 4).bool()})
+    twin = pruning.remove_masks(copy.deepcopy(network))
+    assert type(twin[0]) is nn.Linear
+    assert torch.equal(twin[0].weight, network[0].weight)
+    assert "0.weight" in pruning.masks_of(network)
+    pruning.remove_masks(network)
+    assert set(network.state_dict()) == {"0.weight", "0.bias"}

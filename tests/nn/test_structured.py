@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peira.nn import cifar_resnet, cost, flops, residual_blocks, slim, unit_flops
+from peira.nn import apply_masks, cifar_resnet, cost, flops, residual_blocks, slim, unit_flops
 from peira.nn.structured import inner_convolutions
 
 
@@ -88,6 +88,17 @@ def test_the_network_itself_stays():
     after = full.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_masks_become_plain_weights():
+    full = network()
+    masks = {"stage1_0.conv1.weight": torch.rand(6, 6, 3, 3) > 0.5}
+    apply_masks(full, masks)
+    small = slim(full, {"stage1_0": torch.tensor([1, 2]), "stage2_1": None})
+    expected = full.stage1_0.conv1.weight[[1, 2]]
+    assert torch.equal(small.stage1_0.conv1.weight, expected)
+    assert not [name for name in small.state_dict() if "parametrizations" in name]
+    assert "parametrizations.weight.0.kept" in "".join(full.state_dict())
 
 
 def test_both_inner_convolutions_of_a_bottleneck():

@@ -8,7 +8,7 @@ and code bases disagree on whether "sparsity" means kept or pruned.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -77,9 +77,17 @@ def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
 def remove_masks(module: nn.Module) -> nn.Module:
     """Take all masks off, in place; pruned weights stay zero as plain parameters."""
     for owner in list(module.modules()):
-        for attribute in _masked_attributes(owner):
-            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+        settle(owner, _masked_attributes(owner))
     return module
+
+
+def settle(owner: nn.Module, attributes: Iterable[str]) -> None:
+    """Make parametrized attributes of a module plain parameters of the values they have."""
+    for attribute in list(attributes):
+        # Deep copies share the class that holds the property; taking it from one breaks the others.
+        kind = type(owner)
+        owner.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+        parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
 
 
 def masks_of(module: nn.Module) -> Masks:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from peira.nn.pruning import settle
+
 Kept = Mapping[str, "Int[Tensor, ' channels'] | None"]
 
 # Each inner convolution of a block with its norm and the convolution that reads it.
@@ -45,6 +47,7 @@ def slim(network: nn.Module, kept: Kept) -> nn.Module:
     Args:
         network: has residual blocks (see `residual_blocks`); outputs where nothing is removed, or
             where what is removed was zero, are those of the copy.
+            Parametrizations (masks) become plain weights in the copy.
         kept: block name -> indices of the kept channels between its two convolutions ("NAME.conv1"
             and "NAME.conv2" for those of a bottleneck), or None: the block becomes its shortcut.
 
@@ -52,7 +55,7 @@ def slim(network: nn.Module, kept: Kept) -> nn.Module:
         ValueError: a name that is no residual block, no channel kept, an index out of range, or a
             grouped convolution.
     """
-    small = copy.deepcopy(network)
+    small = _settled(copy.deepcopy(network))
     blocks = residual_blocks(small)
     for name, channels in kept.items():
         block_name, inner = _address(name, blocks)
@@ -68,6 +71,14 @@ def slim(network: nn.Module, kept: Kept) -> nn.Module:
         block.set_submodule(norm, _sliced_norm(block.get_submodule(norm), indices))
         block.set_submodule(following, _sliced(block.get_submodule(following), None, indices))
     return small
+
+
+def _settled(network: nn.Module) -> nn.Module:
+    """The network with the weights that its parametrizations give, and without them."""
+    for module in list(network.modules()):
+        if isinstance(parts := getattr(module, "parametrizations", None), nn.ModuleDict):
+            settle(module, parts)
+    return network
 
 
 def _address(name: str, blocks: Mapping[str, nn.Module]) -> tuple[str, str]:
