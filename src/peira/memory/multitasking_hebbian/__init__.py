@@ -1,0 +1,1 @@
+"""Parallel learning by multitasking neural networks (Agliari and others, 2023)."""
