@@ -62,6 +62,9 @@ def test_use_mounts_typed_functions(peira):
     refused = peira("use", "tiny-coin", "toss", "--tosses", "-1")
     assert refused.returncode == 2 and refused.stderr.startswith("peira: negative dimensions")
     assert refused.stderr.count("\n") == 1
+    warned = peira("use", "tiny-coin", "toss", "--tosses", "1")
+    assert warned.stderr == "peira: warning: one toss says little\n"
+    assert warned.stdout.strip() in ("0.0", "1.0")
     wrong = peira("use", "tiny-coin", "toss", "--bias", "x")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
 

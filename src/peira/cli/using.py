@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -24,12 +27,31 @@ def run_command(slug: str, arguments: Sequence[str]) -> None:
         return
     command = commands(slug)
     try:
-        command(list(arguments) or ["--help"], prog_name=f"peira use {slug}")
+        with warnings.catch_warnings():
+            warnings.showwarning = _said
+            command(list(arguments) or ["--help"], prog_name=f"peira use {slug}")
     except (PeiraError, BrokenPipeError):
         raise
     # Methods are plain Python and say so what they cannot use; here a person typed it.
     except (ValueError, OSError) as error:
         raise PeiraError(" ".join(str(error).split())) from error
+
+
+def _said(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line for a person; where in the code a method warns is for its developers."""
+    text = (
+        " ".join(str(message).split())
+        if issubclass(category, UserWarning)
+        else warnings.formatwarning(message, category, filename, lineno, line).rstrip()
+    )
+    print(f"peira: warning: {text}", file=file or sys.stderr)
 
 
 def commands(slug: str) -> TyperGroup:
