@@ -37,6 +37,12 @@ def times(a, b, budget: float) -> pd.DataFrame:
     return table
 
 
+def test_a_group_without_settings_is_the_whole_table():
+    table = two([1.0, 2.0], [3.0, 4.0])
+    assert len(v.select(table, {})) == len(v.select(table, None)) == 4
+    assert v.select(table, {"method": "b", "seed": 1})["x"].tolist() == [4.0]
+
+
 def test_larger_gives_the_paired_t_interval():
     verdict = v.larger(two([3, 4, 5, 6], [1, 3, 2, 4]), "x", "a", "b", claim("larger"))
     # differences 2, 1, 3, 2: mean 2, sd sqrt(2/3), t(3, .975) = 3.182446

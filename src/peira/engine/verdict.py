@@ -346,7 +346,7 @@ def select(table: pd.DataFrame, group: Group | None) -> pd.DataFrame:
         return table
     if isinstance(group, str):
         group = {"method": group}
-    if not len(table):
+    if not len(table) or not group:
         return table
     missing = [name for name in group if name not in table]
     if missing:
