@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
 # Below MkDocs's own logger, so that `mkdocs build --strict` fails on what is missing.
 log = logging.getLogger("mkdocs.papers")
 
-# Stands in a page for the table of `vocabulary`.
+# What stands in a page for the tables of `vocabulary` and `combinations`.
 VOCABULARY = "<!-- verdicts -->"
+COMBINATIONS = "<!-- combinations -->"
+# Written by tests/test_combinations.py.
+MEASURED = Path(__file__).parents[1] / "combinations.json"
 # Spans that keep their meaning in a card's plain text: code and addresses.
 KEPT = re.compile(r"(`[^`\n]+`|https?://[^\s<>]*[^\s<>.,;:)\]'\"])")
 SPECIAL = re.compile(r"([\\*_{}\[\]()#+.!|~^=:$@-])")
@@ -60,10 +64,35 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the vocabulary of verdicts where a page asks for it."""
-    if VOCABULARY not in markdown:
-        return markdown
-    return markdown.replace(VOCABULARY, vocabulary())
+    """Put the vocabulary of verdicts, or what combines with what, where a page asks for it."""
+    for mark, table in ((VOCABULARY, vocabulary), (COMBINATIONS, combinations)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, table())
+    return markdown
+
+
+def combinations() -> str:
+    """Accuracy of each pair of techniques on one network, and of larger sets, as two tables."""
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    sets = {frozenset(key.split(" + ")): value for key, value in found.items()}
+    names = [key for key in found if " + " not in key and key != "none"]
+    rows = [
+        [f"**{one}**", *(f"{sets[frozenset((one, other))]:.2f}" for other in names)]
+        for one in names
+    ]
+    larger = [[key, f"{value:.2f}"] for key, value in found.items() if key.count(" + ") > 1]
+    return "\n\n".join(
+        [
+            _table(["with", *names], rows),
+            f"On the diagonal a technique alone; with none of them {found['none']:.2f}.",
+            _table(["more at once", "accuracy"], larger),
+        ]
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def vocabulary() -> str:

@@ -17,6 +17,7 @@ __all__, __getattr__, __dir__ = exports(
             "read_idx",
         ],
         "labels": ["GaussianClasses", "flip_labels"],
+        "picture_sets": ["crop_and_flip", "official_paths", "official_pictures"],
         "pictures": ["read_pictures"],
         "hypergraph": ["TemporalHypergraph"],
         "modular": ["Split", "modular_table", "split_table"],
