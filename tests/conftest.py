@@ -87,3 +87,10 @@ def command(*words: object) -> list[str]:
 def environment(plugin: Path, home: Path) -> dict[str, str]:
     """Variables of a process that sees the plug-in and has this home."""
     return {**os.environ, "PYTHONPATH": str(plugin), "PEIRA_HOME": str(home), **SMALL}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tables of the docs that tests measure are written on demand only."""
+    parser.addoption(
+        "--record", action="store_true", help="write docs/combinations.json from what is measured"
+    )

@@ -58,8 +58,8 @@ def reliability(
     check_probabilities(probs, labels)
     if bins < 1:
         raise ValueError(f"bins is 1 or more; got {bins}")
-    confidence, predicted = probs.double().max(1)
-    correct = (predicted == labels).double()
+    confidence, predicted = probs.max(1)
+    confidence, correct = confidence.double(), (predicted == labels).double()
     if binning == "width":
         edges = torch.linspace(0, 1, bins + 1, dtype=torch.double, device=probs.device)
         where = torch.bucketize(confidence, edges[1:-1])
@@ -157,10 +157,11 @@ def check_probabilities(probs: Float[Tensor, "n classes"], labels: Int[Tensor, "
             "probabilities are (samples, classes) and labels (samples,); "
             f"got {tuple(probs.shape)} and {tuple(labels.shape)}"
         )
-    off = (probs.sum(1) - 1).abs() > 1e-3
-    wrong = torch.nonzero(~torch.isfinite(probs).all(1) | (probs < 0).any(1) | off)
-    if len(wrong):
-        row = int(wrong[0])
+    # What is not finite makes its row's sum so, and no comparison with that holds.
+    sums = probs.sum(1)
+    fine = (sums - 1).abs() <= 1e-3
+    if not bool(fine.all()) or float(probs.min()) < 0:
+        row = int(torch.nonzero(~fine | (probs < 0).any(1))[0])
         raise ValueError(f"row {row} is no probabilities: {probs[row].tolist()} (logits, perhaps?)")
     foreign = torch.nonzero((labels < 0) | (labels >= probs.shape[1]))
     if len(foreign):
