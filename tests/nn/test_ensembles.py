@@ -42,7 +42,10 @@ def test_members_of_an_ensemble_train_as_if_alone(make_network, optimiser):
             o.step()
     for state, single in zip(together.states(), alone, strict=True):
         torch.testing.assert_close(state, dict(single.state_dict()))
+    alone = torch.cat([Ensemble([one])(x[i : i + 1]) for i, one in enumerate(models)])
+    assert torch.equal(Ensemble(models).apart(x), alone)
     shared = Ensemble(models, shared=True)
+    torch.testing.assert_close(shared.apart(x[0]), shared(x[0]))
     torch.testing.assert_close(shared(x[0])[1], models[1](x[0]))
 
 

@@ -160,7 +160,7 @@ def check_probabilities(probs: Float[Tensor, "n classes"], labels: Int[Tensor, "
     # What is not finite makes its row's sum so, and no comparison with that holds.
     sums = probs.sum(1)
     fine = (sums - 1).abs() <= 1e-3
-    if not bool(fine.all()) or float(probs.min()) < 0:
+    if not bool(fine.all()) or float(probs.detach().min()) < 0:
         row = int(torch.nonzero(~fine | (probs < 0).any(1))[0])
         raise ValueError(f"row {row} is no probabilities: {probs[row].tolist()} (logits, perhaps?)")
     foreign = torch.nonzero((labels < 0) | (labels >= probs.shape[1]))

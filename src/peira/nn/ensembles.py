@@ -54,17 +54,13 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "members ..."]:
         """Outputs of every member, members first."""
-        if self.perceptrons and x.ndim == 3 - self.shared:
-            return self._products(x)
-        skeleton = self._skeleton[0]
+        return self._run(x, slice(None))
 
-        def call(values: dict[str, Tensor], buffers: dict[str, Tensor], one: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(skeleton, {**values, **buffers}, (one,))
-            return outputs
-
-        run = vmap(call, (0, 0, None if self.shared else 0))
-        outputs: Tensor = run(self._by_name(), self._buffers_of, x)
-        return outputs
+    @torch.no_grad()
+    def apart(self, x: Float[Tensor, "..."]) -> Float[Tensor, "members ..."]:
+        """The same without gradients, to the bit those of a member in an ensemble of its own."""
+        each = [slice(i, i + 1) for i in range(len(self))]
+        return torch.cat([self._run(x if self.shared else x[one], one) for one in each])
 
     def states(self) -> list[dict[str, Tensor]]:
         """The `state_dict()` of each member as it is now (copies)."""
@@ -85,10 +81,24 @@ class Ensemble(nn.Module):
             for name, value in zip(self.names, self.stacked, strict=True)
         }
 
-    def _products(self, x: Tensor) -> Tensor:
-        values = dict(zip(self.names, self.stacked, strict=True))
+    def _run(self, x: Tensor, members: slice) -> Tensor:
+        if self.perceptrons and x.ndim == 3 - self.shared:
+            return self._products(x, members)
+        skeleton = self._skeleton[0]
+
+        def call(values: dict[str, Tensor], one: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(skeleton, values, (one,))
+            return outputs
+
+        whole = {**self._by_name(), **self._buffers_of}
+        values = {name: value[members] for name, value in whole.items()}
+        outputs: Tensor = vmap(call, (0, None if self.shared else 0))(values, x)
+        return outputs
+
+    def _products(self, x: Tensor, members: slice) -> Tensor:
+        values = {n: v[members] for n, v in zip(self.names, self.stacked, strict=True)}
         if self.shared:
-            x = x.expand(len(self), -1, -1)
+            x = x.expand(len(next(iter(values.values()))), -1, -1)
         for name, layer in self._skeleton[0].named_children():
             if isinstance(layer, nn.Linear):
                 weight, bias = values[f"{name}.weight"], values.get(f"{name}.bias")
