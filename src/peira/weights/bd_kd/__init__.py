@@ -1,0 +1,1 @@
+"""BD-KD: balancing the divergences for online knowledge distillation (Amara et al. 2022)."""
