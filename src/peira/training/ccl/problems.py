@@ -12,29 +12,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from peira.data import (
-    DataError,
     GaussianClasses,
     digits,
     flip_labels,
     locate,
     mnist,
+    official_paths,
+    official_pictures,
     picture_tensors,
-    read_pictures,
 )
 from peira.training.ccl.baselines import blend_samples
 
-# Official files: training pictures, training labels, test pictures, test labels (None: inside).
-PICTURE_FILES: dict[str, tuple[tuple[str, ...], str | None, str, str | None]] = {
-    "cifar10": (
-        tuple(f"data_batch_{number}.bin" for number in range(1, 6)), None, "test_batch.bin", None,
-    ),
-    "cifar100": (("train.bin",), None, "test.bin", None),
-    "fashion-mnist": (
-        ("train-images-idx3-ubyte.gz",), "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz",
-    ),
-    "stl10": (("train_X.bin",), "train_y.bin", "test_X.bin", "test_y.bin"),
-}  # fmt: skip
+OFFICIAL = ("cifar10", "cifar100", "fashion-mnist", "stl10")
 R8_FILES = ("R8.txt", "R8.clean.txt")
 VOCABULARY = 1000
 # Gaussian classes at a distance where a linear rule is right for about nine in ten.
@@ -120,8 +109,9 @@ def make_problem(data: str, train: int, held_out: int, generator: torch.Generato
 
 def read_arrays(data: str, generator: torch.Generator, size: int) -> tuple[Arrays, Arrays | None]:
     """Inputs and classes of a data set, and of its test part where it has one of its own."""
-    if data in PICTURE_FILES:
-        return _pictures(data)
+    if data in OFFICIAL:
+        split = official_pictures(data)
+        return split[:2], split[2:]
     if data == "r8":
         return _reuters()
     if data == "digits":
@@ -144,10 +134,7 @@ def data_paths(data: str) -> list[Path]:
         return mnist_paths()
     if data == "r8":
         return [locate("r8", name) for name in R8_FILES]
-    if data not in PICTURE_FILES:
-        return []
-    train, *others = PICTURE_FILES[data]
-    return [locate(data, name) for name in (*train, *others) if name is not None]
+    return official_paths(data) if data in OFFICIAL else []
 
 
 def _classes(labels: Any) -> Tensor:
@@ -164,21 +151,6 @@ def _table(data: str) -> Arrays:
     }[data]
     inputs, labels = load(return_X_y=True)
     return torch.from_numpy(inputs).float(), _classes(labels)
-
-
-def _pictures(data: str) -> tuple[Arrays, Arrays]:
-    names, labels, test, test_labels = PICTURE_FILES[data]
-
-    def read(name: str, answers: str | None) -> Arrays:
-        path = locate(data, name)
-        found = read_pictures(path, locate(data, answers) if answers else None)
-        if found[1] is None:
-            raise DataError("pictures without labels", path=path)
-        return picture_tensors(found[0]), _classes(found[1])
-
-    parts = [read(name, labels) for name in names]
-    train = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-    return train, read(test, test_labels)
 
 
 def _reuters() -> tuple[Arrays, Arrays]:

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from peira.data import (
+    crop_and_flip,
     digit_pictures,
-    locate,
     mnist_pictures,
-    picture_tensors,
-    read_pictures,
+    official_paths,
+    official_pictures,
 )
 from peira.data.images import mnist_paths
 from peira.data.modular import Split
@@ -24,12 +24,6 @@ from peira.nn.evaluation import evaluating
 DataName = Literal["digits", "mnist", "cifar10", "svhn", "stl10"]
 
 RIDGE = 0.01
-CIFAR = [f"data_batch_{number}.bin" for number in range(1, 6)]
-FILES = {
-    "cifar10": (CIFAR, ["test_batch.bin"]),
-    "svhn": (["train_32x32.mat"], ["test_32x32.mat"]),
-    "stl10": (["train_X.bin", "train_y.bin"], ["test_X.bin", "test_y.bin"]),
-}
 
 
 class Preparation(NamedTuple):
@@ -67,8 +61,7 @@ def load(data: DataName, train: int, generator: torch.Generator) -> Split:
         return digit_pictures(generator, train)
     if data == "mnist":
         return mnist_pictures(generator, train)
-    parts = [_read(data, [locate(data, name) for name in names]) for names in FILES[data]]
-    return Split(*parts[0], *parts[1])
+    return official_pictures(data)
 
 
 def paths(data: DataName) -> list[Path]:
@@ -77,18 +70,7 @@ def paths(data: DataName) -> list[Path]:
         return []
     if data == "mnist":
         return mnist_paths()
-    return [locate(data, name) for names in FILES[data] for name in names]
-
-
-def _read(data: str, files: list[Path]) -> tuple[Tensor, Tensor]:
-    pairs = (
-        [read_pictures(files[0], files[1])]
-        if data == "stl10"
-        else [read_pictures(path) for path in files]
-    )
-    images = torch.cat([picture_tensors(images) for images, _ in pairs])
-    labels = torch.cat([torch.from_numpy(labels) for _, labels in pairs if labels is not None])
-    return images, labels
+    return official_paths(data)
 
 
 def normalised(
@@ -105,24 +87,7 @@ def augmented(
     generator: torch.Generator,
 ) -> Float[Tensor, "batch channels height width"]:
     """Each picture shifted by up to `padding` pixels and perhaps mirrored, all at random."""
-    if how.padding:
-        images = _cropped(images, how, generator)
-    if how.flip:
-        mirrored = torch.rand(len(images), generator=generator) < 0.5
-        images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
-    return images
-
-
-def _cropped(images: Tensor, how: Preparation, generator: torch.Generator) -> Tensor:
-    count, _, height, width = images.shape
-    edges = [how.padding] * 4
-    padded = F.pad(images, edges, "reflect" if how.reflect else "constant")
-    top, left = torch.randint(2 * how.padding + 1, (2, count, 1), generator=generator)
-    rows = (top + torch.arange(height)).to(images.device)
-    columns = (left + torch.arange(width)).to(images.device)
-    picture = torch.arange(count, device=images.device)[:, None, None]
-    # Advanced indices apart from each other put their dimensions first.
-    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return crop_and_flip(images, generator, how.padding, reflect=how.reflect, flip=how.flip)
 
 
 @torch.no_grad()
