@@ -1,0 +1,1 @@
+"""Case-based reasoning through prototypes: an explanation that is the computation (Li 2018)."""
