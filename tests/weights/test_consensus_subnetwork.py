@@ -43,7 +43,7 @@ from peira.weights.consensus_subnetwork.gates import Gate, GatedBlock, gate_bloc
 from peira.weights.consensus_subnetwork.measures import size
 from peira.weights.consensus_subnetwork.method import ConsensusPruner, compare, vote_variance
 from peira.weights.consensus_subnetwork.study import Cell, problem
-from peira.weights.consensus_subnetwork.training import Recipe, shifted, train
+from peira.weights.consensus_subnetwork.training import Recipe, train
 
 torch.set_num_threads(1)
 MODES = ("layer", "channel")
@@ -657,21 +657,6 @@ def test_compare_gives_the_baselines_what_the_consensus_kept() -> None:
         compare(basic, data, ("best",))
 
 
-def test_recipe_and_shifts() -> None:
-    recipe = Recipe(epochs=2, batch=10, learning_rate=1.0, hold=0.5)
-    assert [recipe.rate(p) for p in (0, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.5, 0])
-    # A last batch of one input would have no vote; 21 inputs make two batches, 22 three.
-    assert [recipe.per_epoch(n) for n in (10, 20, 21, 22)] == [1, 2, 2, 3]
-    images = torch.arange(6 * 6).view(1, 1, 6, 6).float().repeat(50, 1, 1, 1)
-    moved = shifted(images, torch.Generator().manual_seed(0), by=2)
-    padded = F.pad(images[:1], (2, 2, 2, 2), mode="reflect")[0, 0]
-    crops = [padded[i : i + 6, j : j + 6] for i in range(5) for j in range(5)]
-    # The picture is flipped first, then padded: a flipped crop of the padded picture.
-    allowed = crops + [crop.flip(1) for crop in crops]
-    assert all(any(torch.equal(m[0], crop) for crop in allowed) for m in moved)
-    assert len({tuple(m.flatten().tolist()) for m in moved}) > 20
-
-
 def test_files_round_trip_and_refuse_what_is_wrong(tmp_path: Path) -> None:
     network = trained_like(basic())
     kept = prune_by_score(network, pictures(2), "norm", 0.4)
@@ -801,3 +786,10 @@ def test_evaluation_mode_leaves_the_votes_alone() -> None:
     pruner.model.train()(pictures())
     for votes in pruner.votes.values():
         assert torch.allclose(votes, torch.tensor(0.9))
+
+
+def test_rate_and_batches_of_a_recipe() -> None:
+    recipe = Recipe(epochs=2, batch=10, learning_rate=1.0, hold=0.5)
+    assert [recipe.rate(p) for p in (0, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.5, 0])
+    # A last batch of one input would have no vote; 21 inputs make two batches, 22 three.
+    assert [recipe.per_epoch(n) for n in (10, 20, 21, 22)] == [1, 2, 2, 3]

@@ -13,7 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import peira
-from peira.data import digits, fingerprint, locate, mnist, picture_tensors, read_idx
+from peira.data import (
+    digits,
+    fingerprint,
+    mnist,
+    official_paths,
+    official_pictures,
+    picture_tensors,
+)
 from peira.data.images import mnist_paths
 from peira.engine import verdict as v
 from peira.explain.prototypes.baselines import GLVQ, with_centres
@@ -35,13 +42,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-IDX_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-# The official reader keeps the first pictures of the training file for validation.
 IDX_WATCH = 5000
 TRAIN, WATCH = 0.6, 0.2
 POINTS = 15
@@ -191,26 +191,23 @@ def files_of(data: str) -> list[Path]:
     """The files of a data set; none of what comes with scikit-learn."""
     if data == "digits":
         return []
-    return mnist_paths() if data == "mnist-test" else [locate(data, name) for name in IDX_FILES]
+    return mnist_paths() if data == "mnist-test" else official_paths(data)
 
 
 def sets_of(cell: Cell, seed: int) -> Sets:
     """Pictures to train, to watch and to test; official parts where there are any."""
     if cell.data in ("mnist", "fashion-mnist"):
-        images, labels, test, test_labels = (read_idx(path) for path in files_of(cell.data))
+        images, labels, test, test_labels = official_pictures(cell.data)
         parts = [(images[IDX_WATCH:], labels[IDX_WATCH:]), (images[:IDX_WATCH], labels[:IDX_WATCH])]
         parts.append((test, test_labels))
     else:
-        images, labels = digits() if cell.data == "digits" else mnist()
-        images = images / 16 if cell.data == "digits" else images
+        pixels, classes = digits() if cell.data == "digits" else mnist()
+        images = picture_tensors(pixels[:, None] / 16 if cell.data == "digits" else pixels[:, None])
+        labels = torch.from_numpy(classes).long()
         order = np.random.default_rng(seed).permutation(len(images))[: cell.pictures]
         cuts = np.round(np.array([TRAIN, TRAIN + WATCH]) * len(order)).astype(int)
         parts = [(images[rows], labels[rows]) for rows in np.split(order, cuts)]
-    tensors = [
-        (picture_tensors(x[: cell.pictures, None]), torch.tensor(y[: cell.pictures]).long())
-        for x, y in parts
-    ]
-    return Sets(*(tensor for pair in tensors for tensor in pair))
+    return Sets(*(tensor[: cell.pictures] for pair in parts for tensor in pair))
 
 
 def shared_network(cell: Cell, run: peira.Run) -> PrototypeNetwork:

@@ -8,15 +8,14 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
 import peira
-from peira.data.images import digit_pictures, picture_tensors, read_cifar
+from peira.data.images import digit_pictures
 from peira.data.modular import Split
-from peira.data.sources import locate
+from peira.data.picture_sets import official_paths, official_pictures
 from peira.engine import verdict as v
 from peira.nn.evaluation import accuracy, evaluating
 from peira.nn.networks import cifar_resnet
@@ -36,8 +35,6 @@ from peira.weights.consensus_subnetwork.method import ConsensusPruner
 from peira.weights.consensus_subnetwork.training import Recipe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -49,10 +46,7 @@ RELATED: dict[str, Baseline] = {
     "L0 gates (hard concrete)": "hard-concrete",
     "a uniformly thin network": "thin",
 }
-CIFAR_FILES = {
-    "cifar10": ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"], 10),
-    "cifar100": (["train.bin"], ["test.bin"], 100),
-}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 NETWORKS: dict[str, dict[str, Any]] = {
     "tiny": {"blocks": (2, 2), "widths": (4, 8)},
     "wide6": {"blocks": (6,), "widths": (16,)},
@@ -151,8 +145,7 @@ class Study(peira.Study[Cell]):
             return {}
         from peira.data import fingerprint
 
-        train_files, test_files = cifar_paths(cell.data)
-        return {cell.data: fingerprint([*train_files, *test_files])}
+        return {cell.data: fingerprint(official_paths(cell.data))}
 
     def measure(self, cell: Cell, run: peira.Run) -> dict[str, float | peira.Censored]:
         data, network = problem(cell, run.seed)
@@ -378,9 +371,10 @@ def problem(cell: Cell, seed: int) -> tuple[Split, nn.Module]:
     """The pictures and the network at its initial weights: the same for all methods."""
     generator = torch.Generator().manual_seed(seed)
     if cell.data == "digits":
-        data, classes = digit_pictures(generator, cell.train), 10
+        data = digit_pictures(generator, cell.train)
     else:
-        data, classes = cifar(cell.data), CIFAR_FILES[cell.data][2]
+        data = centred(official_pictures(cell.data))
+    classes = CLASSES[cell.data]
     channels = data.train_inputs.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -388,22 +382,13 @@ def problem(cell: Cell, seed: int) -> tuple[Split, nn.Module]:
     return data, network
 
 
-def cifar_paths(name: str) -> tuple[list[Path], list[Path]]:
-    """Files that train and that test; raises `MissingData` with the remedy."""
-    train, test, _ = CIFAR_FILES[name]
-    return [locate(name, file) for file in train], [locate(name, file) for file in test]
-
-
-def cifar(name: str) -> Split:
-    """CIFAR's own split: each channel less its mean over the training part, by its spread."""
-    classes: Literal[10, 100] = 10 if name == "cifar10" else 100
-    parts = []
-    for paths in cifar_paths(name):
-        read = [read_cifar(path, classes) for path in paths]
-        images, labels = (np.concatenate(part) for part in zip(*read, strict=True))
-        parts += [picture_tensors(images), torch.from_numpy(labels.astype("int64"))]
-    mean, spread = (f(parts[0], dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
-    return Split((parts[0] - mean) / spread, parts[1], (parts[2] - mean) / spread, parts[3])
+def centred(split: Split) -> Split:
+    """Each channel less its mean over the training part, by its spread there."""
+    train = split.train_inputs
+    mean, spread = (f(train, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    return split._replace(
+        train_inputs=(train - mean) / spread, test_inputs=(split.test_inputs - mean) / spread
+    )
 
 
 def pruner_of(cell: Cell, network: nn.Module, seed: int) -> ConsensusPruner:
@@ -417,7 +402,7 @@ def pruner_of(cell: Cell, network: nn.Module, seed: int) -> ConsensusPruner:
 
 def recipe_of(cell: Cell) -> Recipe:
     """How the cell trains; pictures of CIFAR are shifted and flipped."""
-    return Recipe(cell.epochs, cell.batch, cell.learning_rate, augment=cell.data in CIFAR_FILES)
+    return Recipe(cell.epochs, cell.batch, cell.learning_rate, augment=cell.data != "digits")
 
 
 def dense_of(cell: Cell) -> Cell:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peira.data.modular import Split
+from peira.data.picture_sets import crop_and_flip
 
 # (number of steps, what they change) -> 1, 2, ...; may keep and restore what it is handed.
 Steps = Callable[[int, Sequence[Any]], Iterable[int]]
@@ -96,7 +97,7 @@ def train(
         set_rate(optimizer, recipe.rate((step - 1) / total))
         images = inputs[chosen.to(inputs.device)]
         if recipe.augment:
-            images = shifted(images, generator)
+            images = crop_and_flip(images, generator, reflect=True)
         loss = train_step(network, images, labels[chosen.to(labels.device)], optimizer, penalty)
         if after is not None:
             after(step, loss)
@@ -124,18 +125,3 @@ def train_step(
     value.backward()
     optimizer.step()
     return float(value.detach())
-
-
-def shifted(images: Tensor, generator: torch.Generator, by: int = 4) -> Tensor:
-    """Pictures flipped with probability 1/2 and shifted by up to `by` pixels, edges reflected."""
-    n, _, height, width = images.shape
-    flip = torch.rand(n, generator=generator) < 0.5
-    rows, columns = (torch.randint(2 * by + 1, (n, 1), generator=generator) for _ in range(2))
-    padded = F.pad(images, (by, by, by, by), mode="reflect")
-    across = torch.arange(width).expand(n, -1)
-    across = torch.where(flip[:, None], across.flip(1), across) + columns
-    down = torch.arange(height) + rows
-    place = torch.arange(n)[:, None, None]
-    down, across = down[:, :, None].to(images.device), across[:, None, :].to(images.device)
-    moved = padded.permute(0, 2, 3, 1)[place.to(images.device), down, across]
-    return moved.permute(0, 3, 1, 2).contiguous()
