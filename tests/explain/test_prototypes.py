@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors import safe_open
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.optimize import check_grad
 from sklearn.base import clone
@@ -20,7 +18,7 @@ from sklearn.datasets import load_wine, make_blobs
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from peira.data import DataError, digits
+from peira.data import DataError, digits, read_record
 from peira.engine.catalogue import paper
 from peira.explain.prototypes import (
     baselines,
@@ -487,8 +485,7 @@ def test_a_saved_model_is_the_same_and_no_pickle(
     for model, X in ((fitted, small_digits()[0]), (fitted_table, wine[0])):
         path = tmp_path / f"{model.kind_}.safetensors"
         model.save(path)
-        with safe_open(path, framework="np") as file:
-            about = json.loads(file.metadata()["prototypes"])
+        _, about = read_record(path, "prototype model")
         assert about["classes"] == model.classes_.tolist()
         again = PrototypeClassifier.load(path)
         assert np.array_equal(again.predict_proba(X), model.predict_proba(X))

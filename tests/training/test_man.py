@@ -896,7 +896,7 @@ class TestUse:
 
         path = tmp_path / "other.safetensors"
         write_tensors(path, {"a": torch.zeros(1)})
-        with pytest.raises(DataError, match="not a network of this paper"):
+        with pytest.raises(DataError, match="not a locally trained network"):
             run("classify", path, pictures)
 
 

@@ -159,9 +159,7 @@ def read_record(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     try:
         return tensors, json.loads(metadata[kind])
     except (KeyError, json.JSONDecodeError):
-        raise DataError(
-            f"not a {kind}", path=path, value=sorted(metadata) or None, expected=f"a {kind}"
-        ) from None
+        raise DataError(f"not a {kind}", path=path, value=sorted(metadata) or None) from None
 
 
 def refuse_absent(path: Path) -> None:

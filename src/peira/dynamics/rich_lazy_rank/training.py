@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from peira.nn import Ensemble
 from peira.dynamics.rich_lazy_rank.network import RateRNN
 from peira.dynamics.rich_lazy_rank.tasks import Problem
+from peira.nn import Ensemble
 
 # Iterations between two looks at the validation loss.
 EVERY = 20

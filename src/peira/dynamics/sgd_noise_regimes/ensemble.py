@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from peira.nn import Ensemble
 from peira.dynamics.sgd_noise_regimes.batches import draw_many, key_of
 from peira.dynamics.sgd_noise_regimes.descent import (
     BLOWN_UP,
@@ -21,6 +20,7 @@ from peira.dynamics.sgd_noise_regimes.descent import (
     SGDRecipe,
     same_of,
 )
+from peira.nn import Ensemble
 
 # Rows that all members see at once when every datum is looked at.
 ROWS = 256

@@ -7,7 +7,6 @@ size h of the dictionary. Directions are kept as rows, so `decoder[j]` is W_dec[
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peira.data.arrays import read_tensors, write_tensors
+from peira.data.arrays import read_record, write_record
 from peira.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ Steps = Callable[[Sequence[Any]], Iterable[int]]
 
 # Rows that are encoded at once where all units of every row are needed.
 CHUNK = 8192
+KIND = "dictionary"
 
 
 class SparseCode(NamedTuple):
@@ -238,7 +238,7 @@ class Dictionary(nn.Module):
         """Write the dictionary to a .safetensors file, with its settings in the header."""
         if self.d is None:
             raise DataError("the dictionary was not fitted")
-        write_tensors(Path(path), dict(self.state_dict()), {"g_sae": json.dumps(self.about())})
+        write_record(Path(path), KIND, self.state_dict(), self.about())
 
 
 class GSAE(Dictionary):
@@ -418,9 +418,8 @@ def load_dictionary(path: str | Path) -> Dictionary:
 
     kinds = {kind.__name__: kind for kind in (GSAE, ReLUSAE, GatedSAE, JumpReLUSAE, PCADictionary)}
     path = Path(path)
-    tensors, metadata = read_tensors(path)
+    tensors, about = read_record(path, KIND)
     try:
-        about = json.loads(metadata["g_sae"])
         made: Dictionary = kinds[about.pop("kind")](**about)
         made.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

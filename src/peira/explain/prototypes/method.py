@@ -23,7 +23,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
-from peira.data import DataError, picture_tensors, read_tensors, write_tensors
+from peira.data import DataError, picture_tensors, read_record, write_record
 from peira.explain.prototypes.baselines import GLVQ, with_centres
 from peira.explain.prototypes.elastic import ElasticDeformation
 from peira.explain.prototypes.explanation import contributions, deletion_test, leads, nearest
@@ -65,8 +65,8 @@ __all__ = [
 DECODER_WIDTH = 256
 # Inputs that are encoded at once outside training.
 CHUNK = 512
-# What a saved model holds beside its network: a key of the header, and arrays.
-FORMAT = "prototypes"
+# What a saved model is, and the arrays it holds beside its network.
+KIND = "prototype model"
 KEPT = ("nearest_training_", "nearest_examples_", "low_", "range_")
 
 Array = Float[np.ndarray, "..."]
@@ -221,7 +221,6 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         """Write weights as safetensors, settings as JSON in their header; no pickles."""
         check_is_fitted(self)
         about = {
-            "format": FORMAT,
             "settings": {
                 name: value
                 for name, value in self.get_params().items()
@@ -240,7 +239,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         for name in KEPT:
             if hasattr(self, name):
                 tensors[name] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
-        write_tensors(Path(path), tensors, {FORMAT: json.dumps(about, default=_plain)})
+        write_record(Path(path), KIND, tensors, json.loads(json.dumps(about, default=_plain)))
 
     @classmethod
     def load(
@@ -261,10 +260,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         Raises `DataError` for a file that is none of these, and for modules that do not fit it.
         """
         path = Path(path)
-        tensors, metadata = read_tensors(path)
-        if FORMAT not in metadata:
-            raise DataError("not a prototype model", path=path, expected="a file written by `save`")
-        about = json.loads(metadata[FORMAT])
+        tensors, about = read_record(path, KIND)
         own = {"encoder": encoder, "decoder": decoder}
         for name, module in own.items():
             if about[name] == "own" and module is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,13 +21,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from peira.data import (
     DataError,
-    load_weights,
     own_module,
     picture_split,
     picture_tensors,
     read_pictures,
-    read_tensors,
-    write_tensors,
+    read_record,
+    write_record,
 )
 from peira.data.modular import Split
 from peira.engine.files import atomic_path
@@ -39,7 +37,7 @@ from peira.training.man.method import LocalTrainer
 
 __all__ = ["classify", "memory", "train"]
 
-KEY = "local_trainer"
+KIND = "locally trained network"
 MIB = 2**20
 
 Pictures = Annotated[
@@ -113,7 +111,7 @@ def train(
     report = trainer.memory_report(data.train_inputs[:batch].to(device))
     score = accuracy(trainer.network, data.test_inputs.to(device), data.test_labels.to(device))
     about = {"network": network, "width": width, "image": image, "classes": classes}
-    write_tensors(out, trainer.export().cpu().state_dict(), {KEY: json.dumps(about)})
+    write_record(out, KIND, trainer.export().cpu().state_dict(), about)
     _show_modules(trainer, report.modules)
     say = Console(highlight=False).print
     say(f"held for backward passes: {report.peak / MIB:.1f} MiB, {report.share:.0%} of end to end")
@@ -183,10 +181,7 @@ def classify(
     out: Annotated[Path, typer.Option(help="CSV to write")] = Path("classes.csv"),
 ) -> None:
     """Write a class for every picture, by a network that `train` has written."""
-    _, metadata = read_tensors(model)
-    if KEY not in metadata:
-        raise DataError("not a network of this paper", path=model, expected="a file of `train`")
-    about = json.loads(metadata[KEY])
+    weights, about = read_record(model, KIND)
     images, answers = read_pictures(pictures, labels)
     inputs = picture_tensors(images)
     if list(inputs.shape[1:]) != about["image"]:
@@ -195,7 +190,7 @@ def classify(
             expected=f"{tuple(about['image'])}, as in training",
         )  # fmt: skip
     plain = _network(about["network"], about["width"], tuple(about["image"]), about["classes"])
-    load_weights(model, plain)
+    plain.load_state_dict(weights)
     chances, best = predict(plain, inputs).softmax(1).max(1)
     frame = pd.DataFrame(
         {"picture": range(1, len(best) + 1), "class": best.numpy(), "probability": chances.numpy()}
