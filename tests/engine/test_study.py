@@ -77,7 +77,7 @@ def test_a_study_is_run_judged_drawn_and_stored(peira, home):
 
     shown = json.loads(peira("show", "tiny-coin", "--json").stdout)
     assert shown["last_run"]["scale"] == "small"
-    listed = json.loads(peira("list", "coin", "--json").stdout)
+    listed = json.loads(peira("list", "tiny-coin", "--json").stdout)
     assert listed[0]["verdicts"] == {"supported": 2}
     out = home / "out"
     reported = peira("report", "tiny-coin", "--out", out, "--json")
