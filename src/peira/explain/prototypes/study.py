@@ -203,7 +203,7 @@ def sets_of(cell: Cell, seed: int) -> Sets:
     else:
         pixels, classes = digits() if cell.data == "digits" else mnist()
         images = picture_tensors(pixels[:, None] / 16 if cell.data == "digits" else pixels[:, None])
-        labels = torch.from_numpy(classes).long()
+        labels = torch.tensor(classes).long()
         order = np.random.default_rng(seed).permutation(len(images))[: cell.pictures]
         cuts = np.round(np.array([TRAIN, TRAIN + WATCH]) * len(order)).astype(int)
         parts = [(images[rows], labels[rows]) for rows in np.split(order, cuts)]

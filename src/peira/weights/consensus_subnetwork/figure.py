@@ -110,9 +110,11 @@ def _one_accuracy(axes: Axes, place: int, values: np.ndarray, colour: str, edge:
         axes.plot(values, np.full(len(values), place), "o", color=colour, ms=4, alpha=0.4, mew=0)
         axes.plot(mean_interval(values), [place, place], color=colour, lw=2)
         axes.plot(*at, "o", color=colour, ms=7)
+    # Beside the arrow of what lies beyond the edge, above the others.
+    aside: dict[str, Any] = {"ha": "left", "va": "center"} if mean < edge else {"ha": "center"}
     axes.annotate(
-        f"{mean:.1f}", at, (0, 6), textcoords="offset points", ha="center", fontsize=8,
-        color=colour,
+        f"{mean:.1f}", at, (8, 0) if mean < edge else (0, 6), textcoords="offset points",
+        fontsize=8, color=colour, **aside,
     )  # fmt: skip
 
 
