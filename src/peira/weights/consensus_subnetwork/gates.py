@@ -129,7 +129,11 @@ class GatedBlock(nn.Module):
         if self.mode == "layer":
             return self.join(self._by_input(x, gates, short))
         alive = _product([(part > 0).any(1) for part in gates.detach().split(self.widths, 1)])
-        return self.join(short + self._by_channel(x, gates) * _as_map(alive.to(x.dtype), x))
+        branch = self._by_channel(x, gates)
+        # Nearly always all are, and then there is nothing to multiply.
+        if not alive.all():
+            branch = branch * _as_map(alive.to(x.dtype), branch)
+        return self.join(short + branch)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """What remains of the block when all is closed."""
@@ -212,7 +216,7 @@ class GatedBlock(nn.Module):
             x = norm_of(norm, convolution_of(convolution, x, outputs, inputs), outputs)
             if outputs is not None:
                 x = F.relu(x)
-                x = x * _as_map(parts[place][:, outputs], x)
+                x = x * _as_map(parts[place].index_select(1, outputs), x)
             inputs = outputs
         return x
 
@@ -327,10 +331,12 @@ def convolution_of(
 ) -> Tensor:
     """The convolution between some of its channels only; None is all of them."""
     weight, bias = convolution.weight, convolution.bias
+    # The gradient of index_select is several times as fast as that of indexing.
     if outputs is not None:
-        weight, bias = weight[outputs], None if bias is None else bias[outputs]
+        weight = weight.index_select(0, outputs)
+        bias = None if bias is None else bias.index_select(0, outputs)
     if inputs is not None:
-        weight = weight[:, inputs]
+        weight = weight.index_select(1, inputs)
     return convolution._conv_forward(x, weight, bias)
 
 
@@ -341,7 +347,10 @@ def norm_of(norm: nn.BatchNorm2d, x: Tensor, channels: Tensor | None) -> Tensor:
     mean, variance = norm.running_mean, norm.running_var
     if mean is not None and variance is not None:
         mean, variance = mean[channels], variance[channels]
-    weight, bias = (None if part is None else part[channels] for part in (norm.weight, norm.bias))
+    weight, bias = (
+        None if part is None else part.index_select(0, channels)
+        for part in (norm.weight, norm.bias)
+    )
     momentum = 0.1 if norm.momentum is None else norm.momentum
     batch = norm.training or mean is None
     x = F.batch_norm(x, mean, variance, weight, bias, batch, momentum, norm.eps)

@@ -103,7 +103,8 @@ def vote_variance(shares: Iterable[Float[Tensor, " gates"]]) -> Float[Tensor, ""
 
     1/4 at split votes, 0 when all inputs agree, whichever way.
     """
-    return torch.cat([share * (1 - share) for share in shares]).mean()
+    every = torch.cat(list(shares))
+    return (every * (1 - every)).mean()
 
 
 class ConsensusPruner:
@@ -193,9 +194,9 @@ class ConsensusPruner:
         """
         inside = None if within is None else set(within.modules())
         shares = {}
-        for name, block in self.blocks.items():
-            share = self.gates[name].share
-            shares[name] = share if inside is None or block in inside else share.detach()
+        for name, gate in self.gates.items():
+            own = inside is None or gate in inside
+            shares[name] = gate.share if own else gate.share.detach()
         self._warn_of_single()
         over = self.open_cost(shares)
         if self.form == "hinge":
