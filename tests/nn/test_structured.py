@@ -70,6 +70,12 @@ def test_a_closed_block_becomes_its_shortcut():
     assert set(residual_blocks(small)) == {"stage1_0", "stage2_1"}
 
 
+def test_the_precision_stays():
+    small = slim(network().double(), {"stage1_0": torch.tensor([0, 2])})
+    assert {part.dtype for part in small.parameters()} == {torch.double}
+    assert small(torch.randn(2, 1, 8, 8).double()).dtype == torch.double
+
+
 def test_a_plain_state_dict_loads_into_the_same_shape():
     kept = {"stage1_0": torch.tensor([0, 5]), "stage1_1": None, "stage2_0": None}
     small = slim(network(), kept)
