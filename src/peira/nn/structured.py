@@ -137,6 +137,8 @@ def _sliced_norm(module: nn.Module, indices: Tensor) -> nn.BatchNorm2d:
     state = {
         name: part[indices] if part.ndim else part for name, part in module.state_dict().items()
     }
-    kinds = [part.dtype for part in state.values() if part.is_floating_point()]
-    small.to(*kinds[:1]).load_state_dict(state)
+    for part in state.values():
+        if part.is_floating_point():
+            small.to(part.dtype)
+    small.load_state_dict(state)
     return small.train(module.training)
