@@ -16,6 +16,7 @@ from peira.data import (
     DataError,
     GaussianClasses,
     flip_labels,
+    labelled_pictures,
     picture_split,
     picture_tensors,
     read_pictures,
@@ -130,6 +131,16 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no pictures in this folder"):
         read_pictures(tmp_path / "empty")
+
+
+def test_pictures_that_need_labels_are_refused_without(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=GREY)
+    np.save(tmp_path / "y.npy", np.array([0, 2, 1, 0]))
+    with pytest.raises(DataError, match=r"a\.npz: pictures without labels"):
+        labelled_pictures(tmp_path / "a.npz")
+    images, labels = labelled_pictures(tmp_path / "a.npz", tmp_path / "y.npy")
+    assert np.array_equal(images[:, 0], GREY)
+    assert labels.tolist() == [0, 2, 1, 0]
 
 
 def test_pixels_are_scaled_or_refused() -> None:

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from peira.data import (
@@ -20,6 +21,7 @@ from peira.data import (
     read_table,
     save_model,
     sources,
+    write_table,
 )
 from peira.engine.errors import DiskError
 
@@ -31,6 +33,16 @@ def test_a_table_with_kinds(tmp_path):
     assert table["id"].tolist() == [1, 2]
     assert table["value"].iloc[0] == 2.5 and np.isnan(table["value"].iloc[1])
     assert table["name"].tolist() == ["a", "b c"]
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "t.csv"
+    write_table(path, pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
+    assert path.read_text() == "a,b\n1,x\n2,y\n"
+    with pytest.raises(AttributeError):
+        write_table(path, None)
+    assert path.read_text() == "a,b\n1,x\n2,y\n"
+    assert [file.name for file in path.parent.iterdir()] == ["t.csv"]
 
 
 def test_other_columns_keep_words_and_gain_numbers(tmp_path):

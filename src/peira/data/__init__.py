@@ -18,7 +18,7 @@ __all__, __getattr__, __dir__ = exports(
         ],
         "labels": ["GaussianClasses", "flip_labels"],
         "picture_sets": ["crop_and_flip", "official_paths", "official_pictures"],
-        "pictures": ["read_pictures"],
+        "pictures": ["labelled_pictures", "read_pictures"],
         "hypergraph": ["TemporalHypergraph"],
         "modular": ["Split", "modular_table", "split_table"],
         "planetoid": ["AttributedGraph", "read_gnn_npz", "read_planetoid"],
@@ -42,6 +42,6 @@ __all__, __getattr__, __dir__ = exports(
         "models": ["load_model", "save_model"],
         "networks": ["load_weights", "own_module"],
         "sources": ["fingerprint", "locate"],
-        "tables": ["read_table"],
+        "tables": ["read_table", "write_table"],
     },
 )

@@ -63,6 +63,14 @@ def read_pictures(path: Path, labels: Path | None = None) -> tuple[Images, Label
     return images, found
 
 
+def labelled_pictures(path: Path, labels: Path | None = None) -> tuple[Images, Labels]:
+    """Pictures and their labels, as `read_pictures`; raises `DataError` also without labels."""
+    images, found = read_pictures(path, labels)
+    if found is None:
+        raise DataError("pictures without labels", path=path, expected="labels, or --labels FILE")
+    return images, found
+
+
 def _file(path: Path) -> tuple[Images, Any]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     last = suffixes[-1] if suffixes else ""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from peira.data.errors import DataError
 from peira.engine.errors import nearest
+from peira.engine.files import atomic_path
 
 Kind = Literal["float", "int", "str"]
 EXPECTED = {"float": "a number", "int": "a whole number", "str": "a value"}
@@ -101,3 +102,9 @@ def _convert(text: pd.Series[str], kind: Kind, path: Path) -> pd.Series[Any]:
 def _guess(text: pd.Series[str]) -> pd.Series[Any]:
     values = _numbers(text)
     return text if (values.isna() & (text != "")).any() else values
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV without row numbers, whole or not at all."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)

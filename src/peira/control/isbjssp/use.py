@@ -19,6 +19,7 @@ from peira.control.isbjssp.schedule import Schedule, draw_gantt, validate_schedu
 from peira.control.isbjssp.shop import JobShop
 from peira.control.isbjssp.simulator import RULES, Policy, replay_orders, simulate_shop
 from peira.data import DataError, read_table
+from peira.data.tables import write_table
 from peira.engine.errors import PeiraError
 from peira.engine.files import atomic_path
 
@@ -223,8 +224,7 @@ def _calendar(path: Path | None) -> list[tuple[int, int, int]]:
 def _show(schedule: Schedule, output: Path | None) -> None:
     console = Console()
     if output is not None:
-        with atomic_path(output) as temporary:
-            schedule.table.to_csv(temporary, index=False)
+        write_table(output, schedule.table)
     else:
         table = Table(*schedule.table.columns)
         for row in schedule.table.itertuples(index=False):

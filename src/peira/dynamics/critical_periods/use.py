@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from peira.data import DataError, read_table
+from peira.data.tables import write_table
 from peira.dynamics.critical_periods.completion import Steps, check_covered, matrix_transfer
 from peira.dynamics.critical_periods.deficits import DeficitSchedule
 from peira.dynamics.critical_periods.digits import blur
@@ -241,6 +242,5 @@ def _show(frame: pd.DataFrame, title: str, out: Path | None) -> None:
         shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
     Console().print(shown)
     if out is not None:
-        with atomic_path(out) as temporary:
-            frame.to_csv(temporary, index=False)
+        write_table(out, frame)
         Console().print(f"written to {out}", highlight=False)

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from peira.data import DataError, read_table
 from peira.data.arrays import read_features, read_npz, refuse_gaps
+from peira.data.tables import write_table
 from peira.dynamics.grokking_lazy_rich.method import PolyGrokModel, grok_forecast, grok_gap
 from peira.dynamics.grokking_lazy_rich.scaled import regression_sweep
 from peira.dynamics.probes import mlp
-from peira.engine.files import atomic_path
 
 __all__ = ["fit", "forecast", "gap", "sweep"]
 
@@ -269,6 +269,5 @@ def _write(path: Path | None, columns: dict[str, ndarray]) -> None:
         return
     import pandas as pd
 
-    with atomic_path(path) as temporary:
-        pd.DataFrame(columns).to_csv(temporary, index=False)
+    write_table(path, pd.DataFrame(columns))
     Console().print(f"written to {path}", highlight=False)

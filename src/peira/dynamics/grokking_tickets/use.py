@@ -15,6 +15,7 @@ from rich.table import Table
 from peira.data import DataError, read_table
 from peira.data.arrays import read_record, write_record
 from peira.data.modular import Split, split_table
+from peira.data.tables import write_table
 from peira.dynamics.grokking_tickets.method import (
     METHODS,
     Checkpoint,
@@ -26,7 +27,6 @@ from peira.dynamics.grokking_tickets.method import (
 )
 from peira.dynamics.grokking_tickets.method import retrain as retrain_ticket
 from peira.dynamics.grokking_tickets.model import TokenMLP
-from peira.engine.files import atomic_path
 
 __all__ = ["retrain", "study", "ticket"]
 
@@ -172,8 +172,7 @@ def study(
         )
     Console().print(shown)
     if out is not None:
-        with atomic_path(out) as temporary:
-            rows.to_csv(temporary, index=False)
+        write_table(out, rows)
         Console().print(f"written to {out}", highlight=False)
 
 

@@ -20,13 +20,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from peira.data import DataError, load_model, read_table, save_model
+from peira.data.tables import write_table
 from peira.dynamics.hierarchical_polynomials.baselines import PolynomialThenLink, TunedKernelRidge
 from peira.dynamics.hierarchical_polynomials.method import (
     HermiteFeatures,
     HierarchicalPolynomialRegressor,
     hierarchical_target,
 )
-from peira.engine.files import atomic_path
 
 __all__ = ["compare", "fit", "link", "predict", "score", "simulate"]
 
@@ -91,8 +91,7 @@ def predict(
     rows = _rows(found, table)
     z = found.feature(rows)
     written = pd.DataFrame({"feature": z, "prediction": found.link(z)})
-    with atomic_path(out) as temporary:
-        written.to_csv(temporary, index=False)
+    write_table(out, written)
     Console().print(f"{len(rows):,} rows: {out}", highlight=False)
 
 
@@ -117,8 +116,7 @@ def link(
     """The curve from feature to label, as a table within three standard deviations."""
     found = _load(model)
     z = np.linspace(-RANGE, RANGE, LINK_ROWS)
-    with atomic_path(out) as temporary:
-        pd.DataFrame({"feature": z, "label": found.link(z)}).to_csv(temporary, index=False)
+    write_table(out, pd.DataFrame({"feature": z, "label": found.link(z)}))
     Console().print(f"{LINK_ROWS} points of the curve: {out}", highlight=False)
 
 
@@ -178,8 +176,7 @@ def simulate(
     frame["y"] = y
     if true_feature:
         frame["true_feature"] = target.feature(x)
-    with atomic_path(out) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_table(out, frame)
     Console().print(f"{rows:,} rows of {dimension} columns: {out}", highlight=False)
 
 

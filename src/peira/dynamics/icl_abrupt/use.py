@@ -15,6 +15,7 @@ from rich.table import Table
 
 from peira.data import DataError
 from peira.data.arrays import read_npz, read_record, write_record
+from peira.data.tables import write_table
 from peira.dynamics.icl_abrupt.features import DATASETS, read_items
 from peira.dynamics.icl_abrupt.method import (
     ICLRecipe,
@@ -252,8 +253,7 @@ def _train(
         f"chance {1 / task.L:.2f}, a random label of the context {task.copies / task.N:.2f}"
     )
     if history is not None:
-        with atomic_path(history) as temporary:
-            rows.to_csv(temporary, index=False)
+        write_table(history, rows)
         console.print(f"written to {history}", highlight=False)
     if out is not None:
         write_record(out, NETWORK, net.state_dict(), {**settings, "token": task.dim})

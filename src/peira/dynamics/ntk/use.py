@@ -22,6 +22,7 @@ from torch import nn
 from peira.data import DataError, load_model, read_table, save_model
 from peira.data.arrays import read_npz, read_tensors
 from peira.data.networks import own_module
+from peira.data.tables import write_table
 from peira.dynamics.ntk.architecture import Architecture, Nonlinearity
 from peira.dynamics.ntk.estimators import NTKClassifier, NTKRegressor, closest_pair
 from peira.dynamics.ntk.method import early_stop_time, lazy_report, mode_times, training_forecast
@@ -150,8 +151,7 @@ def predict(
         frame["prediction"] = found.predict(x)
     else:
         frame["prediction"], frame["deviation"] = found.predict(x, return_std=True)
-    with atomic_path(out) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_table(out, frame)
     Console().print(f"{len(frame)} rows: {out}", highlight=False)
 
 
@@ -219,8 +219,7 @@ def forecast(
     Console().print(says)
     if out is not None:
         rows = pd.DataFrame({"time": stop.times, "error": curve.error, "risk": stop.risks})
-        with atomic_path(out) as temporary:
-            rows.to_csv(temporary, index=False)
+        write_table(out, rows)
         Console().print(f"written to {out}", highlight=False)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from peira.data import DataError
 from peira.data.arrays import read_npy, read_tensors, write_tensors
+from peira.data.tables import write_table
 from peira.dynamics.rich_lazy_rank.compare import compare_inits, sizes_of, with_controls
 from peira.dynamics.rich_lazy_rank.connectome import read_connectome
 from peira.dynamics.rich_lazy_rank.inits import connectome_init, gaussian_init, low_rank_init
@@ -125,8 +126,7 @@ def compare(
     Console().print(shown)
     Console().print(f"at a validation loss of {target_loss:g}; lazier: alignment nearer to 1")
     if out is not None:
-        with atomic_path(out) as temporary:
-            found.to_csv(temporary, index=False)
+        write_table(out, found)
         Console().print(f"written to {out}", highlight=False)
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from peira.data import DataError, read_table
 from peira.data.arrays import read_features, read_npz, refuse_gaps
+from peira.data.tables import write_table
 from peira.dynamics.sgd_noise_regimes import method
 from peira.dynamics.sgd_noise_regimes.crossover import ENOUGH_SIZES, ENOUGH_TEMPERATURES
-from peira.engine.files import atomic_path
 
 __all__ = ["advise", "critical", "perceptron", "sweep"]
 
@@ -68,8 +68,7 @@ def sweep(
         pace=width,
         watch=_watch,
     )
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(out, table)
     console = Console()
     for alpha, part in table.groupby("alpha"):
         if part["temperature"].nunique() >= ENOUGH_TEMPERATURES:
@@ -142,8 +141,7 @@ def perceptron(
     ending = "all data fitted" if found.fitted else "NOT all fitted (censored)"
     console.print(f"{ending} at t = {found.time:g}, T = {recipe.temperature:g}", highlight=False)
     if out is not None:
-        with atomic_path(out) as temporary:
-            found.curves.to_csv(temporary, index=False)
+        write_table(out, found.curves)
         console.print(f"written to {out}", highlight=False)
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from peira.data import DataError, load_weights, own_module, read_npy, read_npz, read_tensors
+from peira.data.tables import write_table
 from peira.engine.errors import PeiraError
-from peira.engine.files import atomic_path
 from peira.explain.g_sae.method import (
     GSAE,
     MODES,
@@ -199,8 +199,7 @@ def curve(
         )  # fmt: skip
     Console().print(shown)
     if out is not None:
-        with atomic_path(out) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(out, table)
         Console().print(f"written to {out}", highlight=False)
 
 

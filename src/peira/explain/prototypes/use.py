@@ -24,6 +24,7 @@ from peira.data import (
     read_pictures,
     read_table,
 )
+from peira.data.tables import write_table
 from peira.engine.files import atomic_path
 from peira.explain.prototypes.display import explanation_sheet, prototype_sheet
 from peira.explain.prototypes.method import PrototypeClassifier
@@ -274,5 +275,4 @@ def _counted(classifier: PrototypeClassifier) -> str:
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(path, table)

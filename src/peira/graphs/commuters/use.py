@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from peira.data import DataError, load_model, read_table, save_model
+from peira.data.tables import write_table
 from peira.engine.files import atomic_path
 from peira.graphs.commuters.evaluation import balanced_pairs, flow_metrics, is_link
 from peira.graphs.commuters.evaluation import compare as compare_networks
@@ -86,8 +87,7 @@ def predict(
     numbers = net.pairs(wanted)
     wanted["probability"] = found.link_probability(numbers, net)
     wanted["flow"] = found.flow(numbers, net)
-    with atomic_path(out) as temporary:
-        wanted.to_csv(temporary, index=False)
+    write_table(out, wanted)
     Console().print(f"{len(wanted)} pairs: {out}")
 
 

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from peira.data import DataError, read_table
-from peira.engine.files import atomic_path
+from peira.data.tables import write_table
 from peira.graphs.nat.method import NAT, as_edges
 from peira.graphs.nat.method import compare as compare_rules
 
@@ -74,8 +74,7 @@ def predict(
     except DataError as error:
         row = None if error.row is None else error.row + 1
         raise DataError("unknown node", pairs, row, None, error.value, error.expected) from error
-    with atomic_path(out) as temporary:
-        table.assign(probability=probability).to_csv(temporary, index=False)
+    write_table(out, table.assign(probability=probability))
     Console().print(f"{out}: {len(table)} pairs, mean probability {probability.mean():.3f}")
 
 

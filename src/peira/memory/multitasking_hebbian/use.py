@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peira.data import DataError, read_npz
+from peira.data.tables import write_table
 from peira.engine.files import atomic_path
 from peira.memory.multitasking_hebbian.files import read_rows
 from peira.memory.multitasking_hebbian.network import FACTS, Mode, MultitaskingHebbian
@@ -76,8 +77,7 @@ def recall(
     found = _saved(network, temperature, seed)
     rows, _, names = read_rows(cues, label)
     answer = found.recall(rows, sweeps)
-    with atomic_path(out) as temporary:
-        pd.DataFrame(answer.states, columns=names).to_csv(temporary, index=False)
+    write_table(out, pd.DataFrame(answer.states, columns=names))
     table = Table(title=f"overlaps of {len(rows)} states")
     table.add_column("cue", justify="right")
     table.add_column("regime")
@@ -129,8 +129,7 @@ def simulate(
     seen = noisy_examples(ternary_patterns(patterns, spins, dilution, rng), quality, examples, rng)
     table = pd.DataFrame(seen.reshape(-1, spins), columns=[f"x{i}" for i in range(1, spins + 1)])
     table.insert(0, "label", np.repeat([f"p{k}" for k in range(1, patterns + 1)], examples))
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(out, table)
     Console().print(f"{len(table)} examples of {patterns} patterns: {out}", highlight=False)
 
 

@@ -20,17 +20,17 @@ from sklearn.preprocessing import StandardScaler
 
 from peira.data import (
     DataError,
+    labelled_pictures,
     picture_tensors,
     read_features,
     read_npy,
     read_npz,
-    read_pictures,
     read_table,
     save_model,
     write_tensors,
 )
 from peira.data.arrays import refuse_gaps
-from peira.engine.files import atomic_path
+from peira.data.tables import write_table
 from peira.nn import small_cnn
 from peira.training.ccl.estimator import CyclicalFit, compare_fits, held_out_losses
 from peira.training.ccl.sampling import (
@@ -292,9 +292,7 @@ def _read_losses(path: Path, column: str) -> np.ndarray:
 
 
 def _read_pictures(path: Path, labels: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
-    images, found = read_pictures(path, labels)
-    if found is None:
-        raise DataError("pictures without labels", path=path, expected="--labels FILE")
+    images, found = labelled_pictures(path, labels)
     if found.max() < 1:
         raise DataError("only one class", path=path, value=int(found.max()), expected="two or more")
     return picture_tensors(images), torch.from_numpy(found)
@@ -337,6 +335,5 @@ def _show_suspects(found: pd.DataFrame, top: int) -> None:
 def _write(table: pd.DataFrame, out: Path | None) -> None:
     if out is None:
         return
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(out, table)
     Console().print(f"written to {out}", highlight=False)

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 
 from peira.data import DataError, read_table
 from peira.data.planetoid import read_gnn_npz
-from peira.engine.files import atomic_path
+from peira.data.tables import write_table
 from peira.training.forwardgnn.graph import graph_arrays
 from peira.training.forwardgnn.learners import Training
 from peira.training.forwardgnn.method import ForwardGNN, ForwardLinkPredictor
@@ -123,8 +123,7 @@ def links(
             "likelihood": predictor.score_edges(asked),
         }
     )
-    with atomic_path(out) as temporary:
-        scored.to_csv(temporary, index=False)
+    write_table(out, scored)
     Console().print(f"{out}: {len(scored)} pairs, validation AUC {predictor.layer_auc_[-1]:.3f}")
 
 
@@ -215,5 +214,4 @@ def _write(path: Path, names: Any, classes: Any, probabilities: np.ndarray) -> N
     predicted = pd.DataFrame(
         {"node": names, "class": classes[best], "probability": probabilities.max(axis=1)}
     )
-    with atomic_path(path) as temporary:
-        predicted.to_csv(temporary, index=False)
+    write_table(path, predicted)

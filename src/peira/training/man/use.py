@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from peira.data import (
     DataError,
+    labelled_pictures,
     own_module,
     picture_split,
     picture_tensors,
@@ -29,7 +30,7 @@ from peira.data import (
     write_record,
 )
 from peira.data.modular import Split
-from peira.engine.files import atomic_path
+from peira.data.tables import write_table
 from peira.nn.evaluation import accuracy, predict
 from peira.nn.networks import cifar_resnet
 from peira.training.man.memory import checkpointed_backward, end_to_end_backward, peak_bytes
@@ -169,8 +170,7 @@ def memory(
     frame.insert(4, "share", frame["MiB"] / frame["MiB"][0])
     _show_frame(frame, f"one step on {len(images)} pictures of {image}")
     if out is not None:
-        with atomic_path(out) as temporary:
-            frame.to_csv(temporary, index=False)
+        write_table(out, frame)
         Console().print(f"written to {out}", highlight=False)
 
 
@@ -195,8 +195,7 @@ def classify(
     frame = pd.DataFrame(
         {"picture": range(1, len(best) + 1), "class": best.numpy(), "probability": chances.numpy()}
     )
-    with atomic_path(out) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_table(out, frame)
     say = Console(highlight=False).print
     if answers is not None:
         say(f"accuracy {float((frame['class'] == answers).mean()):.3f} on {len(frame)} pictures")
@@ -205,9 +204,7 @@ def classify(
 
 def _labelled(pictures: Path, labels: Path | None, test: float, seed: int) -> tuple[Split, int]:
     """Pictures in two parts, and the number of classes."""
-    images, found = read_pictures(pictures, labels)
-    if found is None:
-        raise DataError("pictures without labels", pictures, expected="labels, or --labels FILE")
+    images, found = labelled_pictures(pictures, labels)
     classes = int(found.max()) + 1
     if len(set(found.tolist())) < 2:
         raise DataError("only one class", pictures, value=int(found[0]), expected="2 or more")

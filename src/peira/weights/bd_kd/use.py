@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from peira.data import DataError, own_module, read_features, read_npz, read_table
 from peira.data.arrays import read_record, refuse_gaps, write_record
 from peira.data.images import picture_tensors
-from peira.data.pictures import read_pictures
-from peira.engine.files import atomic_path, write_json
+from peira.data.pictures import labelled_pictures, read_pictures
+from peira.data.tables import write_table
+from peira.engine.files import write_json
 from peira.nn.calibration import calibration_report, fit_temperature, reliability
 from peira.nn.evaluation import predict as outputs_of
 from peira.nn.networks import mlp, small_cnn
@@ -99,8 +100,7 @@ def distill(
     for name, network in (("student", result.student), ("teacher", result.teacher)):
         kind = KIND if name == "student" else "BD-KD teacher"
         write_record(out / f"{name}.safetensors", kind, dict(network.state_dict()), about)
-    with atomic_path(out / "history.csv") as temporary:
-        result.history.to_csv(temporary, index=False)
+    write_table(out / "history.csv", result.history)
     reports = {
         name: calibration_report(outputs_of(network, test.inputs).softmax(-1), test.labels)
         for name, network in (("student", result.student), ("teacher", result.teacher))
@@ -153,8 +153,7 @@ def compare(
         shown.add_row(name, *(f"{part[m]:.4f}" for m in SHOWN), f"{part['temperature']:.2f}")
     Console().print(shown)
     if out is not None:
-        with atomic_path(out) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(out, table)
         Console().print(f"written to {out}", highlight=False)
 
 
@@ -191,8 +190,7 @@ def predict(
     )
     if found is not None:
         table["label"] = found
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(out, table)
     Console().print(f"{len(table):,} rows written to {out}", highlight=False)
 
 
@@ -229,8 +227,7 @@ def calibration(
         )  # fmt: skip
     Console().print(shown)
     if out is not None:
-        with atomic_path(out) as temporary:
-            rows.to_csv(temporary, index=False)
+        write_table(out, rows)
         Console().print(f"written to {out}", highlight=False)
 
 
@@ -315,9 +312,7 @@ def _read(
         values, found, columns = read_features(path, target, "str")
         inputs = torch.from_numpy(values.astype(np.float32))
     else:
-        images, found = read_pictures(path, labels)
-        if found is None:
-            raise DataError("pictures without labels", path=path, expected="--labels FILE")
+        images, found = labelled_pictures(path, labels)
         inputs = picture_tensors(images)
     classes, numbers = np.unique(found, return_inverse=True)
     if len(classes) < 2:

@@ -18,8 +18,8 @@ from peira.data.errors import DataError
 from peira.data.images import picture_split, picture_tensors
 from peira.data.modular import Split
 from peira.data.networks import own_module
-from peira.data.pictures import Images, Labels, read_pictures
-from peira.engine.files import atomic_path
+from peira.data.pictures import Images, Labels, labelled_pictures
+from peira.data.tables import write_table
 from peira.nn.costs import Cost, cost
 from peira.nn.evaluation import accuracy
 from peira.nn.networks import cifar_resnet
@@ -70,7 +70,7 @@ def prune(
 ) -> None:
     """Train once with gates, remove what no picture needs, write the smaller network."""
     recipe = _recipe(epochs, batch, learning_rate, augment)
-    images, found = _labelled(pictures, labels)
+    images, found = labelled_pictures(pictures, labels)
     data = _split(pictures, images, found, test_share, seed)
     about = {"own": network} if network else _resnet(depth, found, images)
     torch.manual_seed(seed)
@@ -115,7 +115,7 @@ def score(
             "does not say which network", path=weights.with_suffix(".json"),
             expected="a file written by `prune`, or --network",
         )  # fmt: skip
-    images, found = _labelled(pictures, labels)
+    images, found = labelled_pictures(pictures, labels)
     inputs, truth = picture_tensors(images), torch.from_numpy(found)
     whole = _build(description)
     small = load_pruned(weights, whole)
@@ -148,7 +148,7 @@ def compare(
 ) -> None:
     """Would it help you? The consensus beside other pruning, at equal epochs and operations."""
     recipe = _recipe(epochs, batch, learning_rate, augment)
-    images, found = _labelled(pictures, labels)
+    images, found = labelled_pictures(pictures, labels)
     data = _split(pictures, images, found, test_share, 0)
     about = {"own": network} if network else _resnet(depth, found, images)
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -173,8 +173,7 @@ def compare(
     Console().print(shown)
     Console().print(f"operations for one picture, ms for {size}", highlight=False)
     if out is not None:
-        with atomic_path(out) as temporary:
-            rows.to_csv(temporary, index=False)
+        write_table(out, rows)
         Console().print(f"written to {out}", highlight=False)
 
 
@@ -185,13 +184,6 @@ def _recipe(epochs: int, batch: int, learning_rate: float, augment: bool) -> Rec
     if not learning_rate > 0:
         raise DataError("wrong learning rate", value=learning_rate, expected="above 0")
     return Recipe(epochs, batch, learning_rate, augment=augment)
-
-
-def _labelled(path: Path, labels: Path | None) -> tuple[Images, Labels]:
-    images, found = read_pictures(path, labels)
-    if found is None:
-        raise DataError("pictures without labels", path=path, expected="labels, see --labels")
-    return images, found
 
 
 def _split(path: Path, images: Images, labels: Labels, share: float, seed: int) -> Split:
